@@ -1,0 +1,7 @@
+"""`python -m rfdetr_edge`, the same as `rfdetr-edge`."""
+
+import sys
+
+from rfdetr_edge.cli import main
+
+sys.exit(main())

@@ -1,0 +1,153 @@
+"""Executors of artifacts behind one small protocol. Knows nothing of images, classes or boxes.
+
+A new backend is one module with `open_session(path, *, provider, threads) -> Session`, one row in
+`BACKENDS`, one line in the contract suite's parameter list, and one extra.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of an artifact. shape: None where a size is chosen at run time."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name} {self.dtype} ({sizes})"
+
+
+class Session(Protocol):
+    """One loaded artifact on one device."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` needs."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` gives."""
+
+    @property
+    def metadata_json(self) -> str | None:
+        """The metadata document that travels with the artifact, None without one."""
+
+    @property
+    def provider(self) -> str:
+        """What really executes it, in lower case: "cpu", "cuda", ..."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Input name -> array to output name -> array.
+
+        Raises BackendError for feeds that do not fit `inputs`, after `close`, and when the
+        executor fails.
+        """
+
+    def close(self) -> None:
+        """Gives memory back; a second call does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A row of the backend table.
+
+    module: imported when the backend is used, and only then.
+    library: what that module imports and `extra` installs.
+    """
+
+    module: str
+    library: str
+    extra: str
+    suffix: str
+
+
+BACKENDS = MappingProxyType(
+    {"onnxrt": Backend("rfdetr_edge.backends.onnxrt", "onnxruntime", "onnx", ".onnx")}
+)
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    backend: str | None = None,
+    provider: str | None = None,
+    threads: int | None = None,
+) -> Session:
+    """Loads an artifact.
+
+    backend: a name of `BACKENDS`; None chooses by the file's suffix.
+    provider: what shall execute it, e.g. "cpu" or "cuda"; None takes the backend's best.
+    threads: CPU threads of one run; None leaves it to the backend.
+    Raises ArtifactError for a missing, broken or unknown kind of file, InputError for options that
+    do not exist, BackendUnavailable without the backend's library or the provider asked for, and
+    BackendError when the artifact cannot be executed there.
+    """
+    artifact = Path(path)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, not {threads}")
+    row = _row(artifact, backend)
+    if not artifact.is_file():
+        problem = "is a folder" if artifact.is_dir() else "does not exist"
+        raise ArtifactError(
+            f"the artifact {artifact} {problem}; give the path of a {row.suffix} file"
+        )
+    session: Session = _module(row).open_session(artifact, provider=provider, threads=threads)
+    return session
+
+
+def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:
+    """Raises BackendError unless the arrays have the names, shapes and dtypes of `inputs`."""
+    if set(feeds) != {spec.name for spec in inputs}:
+        wanted = ", ".join(map(str, inputs))
+        raise BackendError(
+            f"the artifact takes {wanted}; it was fed {', '.join(feeds) or 'nothing'}"
+        )
+    for spec in inputs:
+        array = feeds[spec.name]
+        fits = array.ndim == len(spec.shape) and all(
+            expected in (None, size) for expected, size in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != spec.dtype:
+            raise BackendError(f"the artifact takes {spec}; it was fed {array.dtype} {array.shape}")
+
+
+def _row(artifact: Path, backend: str | None) -> Backend:
+    if backend is not None:
+        if backend not in BACKENDS:
+            raise InputError(
+                f"there is no backend {backend!r}; choose one of {', '.join(BACKENDS)}"
+            )
+        return BACKENDS[backend]
+    for row in BACKENDS.values():
+        if artifact.suffix.lower() == row.suffix:
+            return row
+    known = ", ".join(f"{name} ({row.suffix})" for name, row in BACKENDS.items())
+    raise ArtifactError(
+        f"no backend runs {artifact.suffix or 'suffixless'} files such as {artifact}; "
+        f"there is {known}, chosen by suffix or by backend=..."
+    )
+
+
+def _module(row: Backend) -> Any:
+    remedy = f"pip install 'rfdetr-edge[{row.extra}]'"
+    try:
+        return importlib.import_module(row.module)
+    except ModuleNotFoundError as error:
+        if error.name != row.library:
+            raise
+        raise BackendUnavailable(f"{row.library} is not installed: {remedy}") from None
+    except ImportError as error:  # its own binaries or what they link to do not fit this system
+        raise BackendUnavailable(f"{row.library} does not load ({error}): {remedy}") from error

@@ -1,0 +1,181 @@
+"""Looks at the installation and says what is wrong with it and which command mends it.
+
+Two things break silently: two pip packages that unpack into one folder (opencv-python beside
+opencv-python-headless, onnxruntime beside onnxruntime-gpu), and a pip copy of OpenCV in front of
+the system's own, which on a Jetson is the one that knows its GPU. Returns data, prints nothing.
+"""
+
+import importlib
+import platform
+import re
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+
+from rfdetr_edge import demo
+from rfdetr_edge.commands import EXTRAS
+from rfdetr_edge.detector import Detector
+from rfdetr_edge.errors import ArtifactError, RFDETREdgeError
+
+Level = Literal["ok", "absent", "wrong"]
+
+# distributions that unpack into one folder, the most capable first: at most one can be installed
+OPENCV = (
+    "opencv-contrib-python-headless",
+    "opencv-contrib-python",
+    "opencv-python",
+    "opencv-python-headless",
+)
+ONNXRUNTIME = (
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-directml",
+    "onnxruntime-qnn",
+    "onnxruntime",
+)
+
+_REINSTALL = "pip install --force-reinstall rfdetr-edge"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report.
+
+    level: "ok"; "absent" for an extra that is not installed, which is no fault; "wrong" else.
+    fix: the command or step that mends it, None where nothing needs to be done.
+    """
+
+    level: Level
+    subject: str
+    detail: str
+    fix: str | None = None
+
+
+def examine() -> list[Finding]:
+    """Everything worth knowing about this installation; nothing is changed."""
+    installed = {
+        _normalised(found.metadata["Name"])
+        for found in distributions()
+        if "Name" in found.metadata  # absent in what a broken uninstall leaves behind
+    }
+    return [
+        Finding("ok", "Python", f"{platform.python_version()} on {platform.platform()}"),
+        Finding("ok", "NumPy", np.__version__),
+        _onnxruntime(),
+        *doubled_distributions("ONNX Runtime", ONNXRUNTIME, installed),
+        _opencv(),
+        *doubled_distributions("OpenCV", OPENCV, installed),
+        *shadowed_opencv(sys.path, installed),
+        *_extras(),
+        _embedded(),
+    ]
+
+
+def doubled_distributions(
+    subject: str, rivals: Sequence[str], installed: Collection[str]
+) -> list[Finding]:
+    """A finding when several of the rivals, best first, are among the installed distributions."""
+    present = [name for name in rivals if name in installed]
+    if len(present) < 2:
+        return []
+    # they share files, so removing one leaves the other in pieces: all go, one comes back
+    return [
+        Finding(
+            "wrong",
+            subject,
+            f"{' and '.join(present)} overwrite each other's files",
+            f"pip uninstall -y {' '.join(present)} && pip install {present[0]}",
+        )
+    ]
+
+
+def shadowed_opencv(search_path: Sequence[str], installed: Collection[str]) -> list[Finding]:
+    """A finding when a pip copy of cv2 stands before another copy on the search path."""
+    folders = dict.fromkeys(Path(entry).resolve() for entry in search_path if entry)
+    copies = [folder for folder in folders if _holds_opencv(folder)]
+    present = [name for name in OPENCV if name in installed]
+    if len(copies) < 2 or not present:
+        return []
+    return [
+        Finding(
+            "wrong",
+            "OpenCV",
+            f"the pip copy in {copies[0]} hides the one in {copies[1]}",
+            f"pip uninstall -y {' '.join(present)}",
+        )
+    ]
+
+
+def _holds_opencv(folder: Path) -> bool:
+    return (folder / "cv2" / "__init__.py").is_file() or any(folder.glob("cv2*.so"))
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _import(module: str, subject: str) -> ModuleType | Finding:
+    fix = f"pip install 'rfdetr-edge[{EXTRAS[module]}]'"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        return Finding("wrong", subject, "not installed", fix)
+    except ImportError as error:  # a system library it links to is absent
+        return Finding("wrong", subject, f"installed but does not load: {error}", fix)
+
+
+def _onnxruntime() -> Finding:
+    module = _import("onnxruntime", "ONNX Runtime")
+    if isinstance(module, Finding):
+        return module
+    providers = ", ".join(module.get_available_providers())
+    return Finding("ok", "ONNX Runtime", f"{module.__version__}, built with {providers}")
+
+
+def _opencv() -> Finding:
+    module = _import("cv2", "OpenCV")
+    if isinstance(module, Finding):
+        return module
+    return Finding("ok", "OpenCV", f"{module.__version__} from {module.__file__}")
+
+
+def _extras() -> list[Finding]:
+    """The extras beyond those that running needs, each by the libraries it brings."""
+    findings = []
+    for extra in ("eval", "supervision", "export", "train"):
+        modules = [module for module, brought_by in EXTRAS.items() if brought_by == extra]
+        missing = [module for module in modules if find_spec(module) is None]
+        findings.append(
+            Finding(
+                "absent",
+                f"extra {extra}",
+                f"without {', '.join(missing)}",
+                f"pip install 'rfdetr-edge[{extra}]', where wanted",
+            )
+            if missing
+            else Finding("ok", f"extra {extra}", ", ".join(modules))
+        )
+    return findings
+
+
+def _embedded() -> Finding:
+    try:
+        photo = demo.photo_paths()[0]
+        with Detector(demo.model_path()) as detector:
+            count = len(detector.predict(photo))
+            provider = detector.provider
+    except RFDETREdgeError as error:
+        # other errors say themselves what to install
+        fix = _REINSTALL if isinstance(error, ArtifactError) else None
+        return Finding("wrong", "embedded model", str(error), fix)
+    if count == 0:
+        nothing = f"{provider} finds nothing on {photo.name}"
+        return Finding("wrong", "embedded model", nothing, _REINSTALL)
+    return Finding("ok", "embedded model", f"{count} detections on {photo.name} with {provider}")

@@ -1,0 +1,211 @@
+"""What an artifact says about itself: one JSON document that travels inside the file.
+
+The exporters write it, the runtime reads it and never guesses from shapes. In ONNX it is the
+`metadata_props` entry `rfdetr_edge`; other formats carry the same text in a sidecar.
+
+    {"schema": 1, "task": "detection", "variant": "tiny", "precision": "fp32",
+     "input": {"resolution": [352, 352], "mean": [...], "std": [...], "channel_order": "RGB",
+               "resize": "bilinear-half-pixel", "antialias": true},
+     "classes": {"layout": "background-last",
+                 "slots": [{"id": 0, "name": "RBC", "category_id": 1}, ...]},
+     "num_select": 100,
+     "provenance": {"checkpoint_sha256": "...", "tool": "rfdetr-edge 0.1.0",
+                    "verification": "passed", "notes": null}}
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from rfdetr_edge.classes import LAYOUTS, ClassTable, Layout
+from rfdetr_edge.errors import MetadataError
+
+SCHEMA = 1
+METADATA_KEY = "rfdetr_edge"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESIZE = "bilinear-half-pixel"
+
+Verification = Literal["passed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How an RGB uint8 image becomes the input tensor.
+
+    resolution: (height, width) in pixels; the image is squashed to it, aspect ratio not kept.
+    mean, std: per channel, applied to values in 0-1.
+    antialias: triangle filter widened by the scale when shrinking (the resize of training loaders)
+        or plain two-tap bilinear (the resize of upstream's `predict`).
+    """
+
+    resolution: tuple[int, int]
+    antialias: bool
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an artifact comes from and whether its export was compared with the checkpoint.
+
+    notes: any JSON value, as given by the user.
+    """
+
+    checkpoint_sha256: str
+    tool: str
+    verification: Verification
+    notes: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """The whole document. `num_select` pairs of query and class survive before the threshold."""
+
+    task: Literal["detection"]
+    variant: str
+    precision: Literal["fp32"]
+    input: InputSpec
+    classes: ClassTable
+    num_select: int
+    provenance: Provenance
+
+    def to_json(self) -> str:
+        """The document as JSON text."""
+        table = zip(self.classes.names, self.classes.category_ids, strict=True)
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "task": self.task,
+                "variant": self.variant,
+                "precision": self.precision,
+                "input": {
+                    "resolution": list(self.input.resolution),
+                    "mean": list(self.input.mean),
+                    "std": list(self.input.std),
+                    "channel_order": "RGB",
+                    "resize": RESIZE,
+                    "antialias": self.input.antialias,
+                },
+                "classes": {
+                    "layout": self.classes.layout,
+                    "slots": [
+                        {"id": slot, "name": name, "category_id": category_id}
+                        for slot, (name, category_id) in enumerate(table)
+                    ],
+                },
+                "num_select": self.num_select,
+                "provenance": {
+                    "checkpoint_sha256": self.provenance.checkpoint_sha256,
+                    "tool": self.provenance.tool,
+                    "verification": self.provenance.verification,
+                    "notes": self.provenance.notes,
+                },
+            },
+            allow_nan=False,
+        )
+
+
+def parse_metadata(text: str) -> ModelMetadata:
+    """Reads and checks the document.
+
+    Raises MetadataError that names the field when one is absent, of the wrong type, or out of
+    range, and when the schema is newer than this version reads.
+    """
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MetadataError(f"the metadata is no JSON ({error}); export the artifact again") from None
+    if not isinstance(document, dict):
+        raise MetadataError("the metadata is no JSON object; export the artifact again")
+    schema = _field(document, "schema", int)
+    if schema > SCHEMA:
+        raise MetadataError(
+            f"the artifact's metadata has schema {schema}, this rfdetr-edge reads up to {SCHEMA}; "
+            "update rfdetr-edge, or export the artifact with this version"
+        )
+    source = _field(document, "input", dict)
+    classes = _field(document, "classes", dict)
+    provenance = _field(document, "provenance", dict)
+    return ModelMetadata(
+        task=_choice(document, "task", ("detection",)),
+        variant=_field(document, "variant", str),
+        precision=_choice(document, "precision", ("fp32",)),
+        input=_input_spec(source),
+        classes=_class_table(classes),
+        num_select=_positive(document, "num_select"),
+        provenance=Provenance(
+            checkpoint_sha256=_field(provenance, "checkpoint_sha256", str),
+            tool=_field(provenance, "tool", str),
+            verification=_choice(provenance, "verification", ("passed", "skipped")),
+            notes=provenance.get("notes"),
+        ),
+    )
+
+
+def _input_spec(source: Mapping[str, Any]) -> InputSpec:
+    _choice(source, "channel_order", ("RGB",))
+    _choice(source, "resize", (RESIZE,))
+    resolution = _field(source, "resolution", list)
+    if len(resolution) != 2 or not all(type(side) is int and side > 0 for side in resolution):
+        raise MetadataError(
+            f"metadata field 'resolution' must be [height, width] in pixels, not {resolution}"
+        )
+    return InputSpec(
+        resolution=(resolution[0], resolution[1]),
+        antialias=_field(source, "antialias", bool),
+        mean=_triple(source, "mean"),
+        std=_triple(source, "std"),
+    )
+
+
+def _class_table(classes: Mapping[str, Any]) -> ClassTable:
+    layout = cast(Layout, _choice(classes, "layout", LAYOUTS))
+    slots = _field(classes, "slots", list)
+    names, category_ids = [], []
+    for index, slot in enumerate(slots):
+        if not isinstance(slot, dict) or slot.get("id") != index:
+            raise MetadataError(f"metadata field 'slots' must list ids 0, 1, 2, ...: got {slot} at {index}")
+        names.append(_field(slot, "name", str))
+        category_id = slot.get("category_id")
+        if category_id is not None and type(category_id) is not int:
+            raise MetadataError(f"metadata field 'category_id' of slot {index} must be an integer or null")
+        category_ids.append(category_id)
+    if not names:
+        raise MetadataError("metadata field 'slots' is empty: a detector has at least one class")
+    return ClassTable(layout, tuple(names), tuple(category_ids))
+
+
+def _field(source: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = source.get(name)
+    # bool is an int to Python, never in this document
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise MetadataError(
+            f"metadata field {name!r} must be of type {kind.__name__}, not {value!r}; "
+            "export the artifact again"
+        )
+    return value
+
+
+def _choice(source: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> Any:
+    value = _field(source, name, str)
+    if value not in allowed:
+        raise MetadataError(f"metadata field {name!r} is {value!r}; this version knows {', '.join(allowed)}")
+    return value
+
+
+def _positive(source: Mapping[str, Any], name: str) -> int:
+    value: int = _field(source, name, int)
+    if value < 1:
+        raise MetadataError(f"metadata field {name!r} must be at least 1, not {value}")
+    return value
+
+
+def _triple(source: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    values = _field(source, name, list)
+    if len(values) != 3 or not all(type(value) in (int, float) for value in values):
+        raise MetadataError(f"metadata field {name!r} must hold three numbers, not {values}")
+    if name == "std" and min(values) <= 0:
+        raise MetadataError(f"metadata field 'std' must be positive, not {values}")
+    return float(values[0]), float(values[1]), float(values[2])

@@ -1,0 +1,159 @@
+"""What the command line shows, as text; printing it is left to `cli`."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rfdetr_edge.backends import TensorSpec, open_session
+from rfdetr_edge.detections import Detections
+from rfdetr_edge.metadata import parse_metadata
+from rfdetr_edge.pipeline import Tally
+from rfdetr_edge.sources import Frame
+
+if TYPE_CHECKING:  # both load what most commands do without
+    from rfdetr_edge.doctor import Finding
+    from rfdetr_edge.evaluation import AveragePrecision
+
+_CHUNK = 2**20
+
+
+def frame_table(frame: Frame, detections: Detections) -> str:
+    """A line on the frame and one on each detection."""
+    height, width = detections.source_size
+    place = "" if frame.time is None else f"  frame {frame.index}  {frame.time:.2f} s"
+    lines = [f"{frame.name}{place}  {width}x{height}  {_count(len(detections), 'detection')}"]
+    names = [name or f"class {slot}" for name, slot in _names(detections)]
+    column = max(map(len, names), default=0)
+    for name, confidence, xyxy in zip(names, detections.confidence, detections.xyxy, strict=True):
+        corners = " ".join(f"{value:7.1f}" for value in xyxy)
+        lines.append(f"  {name:<{column}}  {confidence:.2f}  {corners}")
+    return "\n".join(lines)
+
+
+def tally_line(tally: Tally) -> str:
+    """One line on the whole run."""
+    line = f"{_count(tally.frames, 'frame')}, {_count(tally.detections, 'detection')}"
+    return line + (f"; {_count(tally.failed, 'input')} not read in full" if tally.failed else "")
+
+
+def precision_table(result: "AveragePrecision") -> str:
+    """The summary and AP by class, in per cent of 1."""
+    rows = [
+        ("AP 50:95", result.ap),
+        ("AP 50", result.ap50),
+        ("AP 75", result.ap75),
+        ("AR 100", result.ar100),
+        *((f"AP {name}", value) for name, value in result.per_class.items()),
+    ]
+    column = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{column}}  {'-' if math.isnan(v) else f'{v:.4f}'}" for name, v in rows]
+    return "\n".join([_count(result.images, "image"), *lines])
+
+
+def precision_json(result: "AveragePrecision") -> str:
+    """The same as a JSON object; null where there is nothing to find."""
+    document = asdict(result)
+    document["per_class"] = {name: _number(value) for name, value in result.per_class.items()}
+    for name in ("ap", "ap50", "ap75", "ar100"):
+        document[name] = _number(document[name])
+    return json.dumps(document, allow_nan=False)
+
+
+def describe_artifact(path: Path) -> dict[str, Any]:
+    """What `info --json` prints: file, bytes, sha256, provider, inputs, outputs, metadata.
+
+    metadata: the artifact's own document, None without one. Raises MetadataError for one that
+    cannot be read, and whatever loading the artifact raises.
+    """
+    session = open_session(path)
+    try:
+        text = session.metadata_json
+        return {
+            "file": str(path),
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+            "provider": session.provider,
+            "inputs": [_tensor(spec) for spec in session.inputs],
+            "outputs": [_tensor(spec) for spec in session.outputs],
+            "metadata": None if text is None else json.loads(parse_metadata(text).to_json()),
+        }
+    finally:
+        session.close()
+
+
+def artifact_text(description: dict[str, Any]) -> str:
+    """The same description for people."""
+    rows = [
+        ("file", f"{description['file']} ({description['bytes'] / 1e6:.1f} MB)"),
+        ("sha256", description["sha256"]),
+        ("provider", description["provider"]),
+        *(("input", _tensor_text(tensor)) for tensor in description["inputs"]),
+        *(("output", _tensor_text(tensor)) for tensor in description["outputs"]),
+    ]
+    document = description["metadata"]
+    if document is None:
+        rows.append(("metadata", "none: name the classes with --class-layout to run it"))
+    else:
+        rows += _metadata_rows(document)
+    return "\n".join(f"{name:<11} {value}" for name, value in rows)
+
+
+def findings_text(findings: Sequence["Finding"]) -> str:
+    """The doctor's report: a line on each finding, and one on what mends it."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.level:<6}  {finding.subject}: {finding.detail}")
+        if finding.fix:
+            lines.append(f"{'':<6}  -> {finding.fix}")
+    wrong = sum(finding.level == "wrong" for finding in findings)
+    lines.append(f"{_count(wrong, 'problem')} found" if wrong else "all is well")
+    return "\n".join(lines)
+
+
+def _metadata_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
+    source, classes, provenance = (document[key] for key in ("input", "classes", "provenance"))
+    height, width = source["resolution"]
+    names = [f"{slot['id']} {slot['name']}" for slot in classes["slots"] if slot["name"]]
+    rows = [
+        ("variant", f"{document['variant']}, {document['task']}, {document['precision']}"),
+        ("resolution", f"{width}x{height} (width x height)"),
+        ("resize", f"{source['resize']}, {'with' if source['antialias'] else 'no'} antialias"),
+        ("num_select", str(document["num_select"])),
+        ("classes", f"{classes['layout']}: {', '.join(names)}"),
+        ("checkpoint", provenance["checkpoint_sha256"]),
+        ("exported by", f"{provenance['tool']}, verification {provenance['verification']}"),
+    ]
+    return rows if provenance["notes"] is None else [*rows, ("notes", str(provenance["notes"]))]
+
+
+def _names(detections: Detections) -> list[tuple[str, int]]:
+    return list(zip(detections.class_name.tolist(), detections.class_id.tolist(), strict=True))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": str(spec.dtype)}
+
+
+def _tensor_text(tensor: dict[str, Any]) -> str:
+    sizes = ", ".join("?" if size is None else str(size) for size in tensor["shape"])
+    return f"{tensor['name']} {tensor['dtype']} ({sizes})"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,202 @@
+"""The variants of RF-DETR as one frozen table: sizes differ by values, not by subclasses.
+
+Values of the published variants are those of upstream rfdetr 1.11.2. `tiny` is ours: the same
+architecture with smaller numbers, trained from random weights on a CPU.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A windowed DINOv2 vision transformer without register tokens."""
+
+    width: int
+    heads: int
+    depth: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """A published checkpoint: its file name, where it lies, and the MD5 of its bytes."""
+
+    filename: str
+    url: str
+    md5: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Everything that tells one variant from another.
+
+    taps: hidden states handed to the projector; `k` is the state after k blocks. Blocks whose
+        *index* is listed attend globally, the others inside windows.
+    levels: projector scales relative to the patch grid (2.0 = P3, 1.0 = P4, 0.5 = P5).
+    position_grid: side of the square position-embedding table, in patches.
+    num_select: query-class pairs that survive before the threshold.
+    groups: parallel query groups in training; only the first runs at inference.
+    """
+
+    name: str
+    api_name: str
+    encoder: Encoder
+    taps: tuple[int, ...]
+    hidden_dim: int
+    decoder_layers: int
+    self_heads: int
+    cross_heads: int
+    points: int
+    resolution: int
+    patch_size: int
+    windows: int
+    position_grid: int
+    levels: tuple[float, ...] = (1.0,)
+    num_queries: int = 300
+    num_select: int = 300
+    num_classes: int = 90
+    feedforward: int = 2048
+    groups: int = 13
+    weights: PublishedWeights | None = None
+
+    @property
+    def block_size(self) -> int:
+        """Height and width of an input must be multiples of this, in pixels."""
+        return self.patch_size * self.windows
+
+
+_SMALL = Encoder(width=384, heads=6)
+_BASE = Encoder(width=768, heads=12)
+_HOST = "https://storage.googleapis.com/rfdetr/"
+
+
+def _published(filename: str, path: str, md5: str) -> PublishedWeights:
+    return PublishedWeights(filename, _HOST + path, md5)
+
+
+def _current(
+    name: str, api_name: str, decoder_layers: int, resolution: int, weights: PublishedWeights
+) -> Variant:
+    """The nano-to-large family differs in depth of the decoder and in resolution alone."""
+    return Variant(
+        name=name,
+        api_name=api_name,
+        encoder=_SMALL,
+        taps=(3, 6, 9, 12),
+        hidden_dim=256,
+        decoder_layers=decoder_layers,
+        self_heads=8,
+        cross_heads=16,
+        points=2,
+        resolution=resolution,
+        patch_size=16,
+        windows=2,
+        position_grid=resolution // 16,
+        weights=weights,
+    )
+
+
+_TABLE = (
+    Variant(
+        name="tiny",
+        api_name="RFDETRTiny",
+        encoder=Encoder(width=192, heads=3, depth=6),
+        taps=(2, 3, 5, 6),
+        hidden_dim=128,
+        decoder_layers=2,
+        self_heads=4,
+        cross_heads=8,
+        points=2,
+        resolution=352,
+        patch_size=16,
+        windows=2,
+        position_grid=22,
+        num_queries=60,
+        num_select=100,
+        feedforward=512,
+        groups=5,
+    ),
+    _current(
+        "nano",
+        "RFDETRNano",
+        2,
+        384,
+        _published(
+            "rf-detr-nano.pth",
+            "nano_coco/checkpoint_best_regular.pth",
+            "fb6504cce7fbdc783f7a46991f07639f",
+        ),
+    ),
+    _current(
+        "small",
+        "RFDETRSmall",
+        3,
+        512,
+        _published(
+            "rf-detr-small.pth",
+            "small_coco/checkpoint_best_regular.pth",
+            "fb37061c1af7bace359c91b723a8d5c1",
+        ),
+    ),
+    _current(
+        "medium",
+        "RFDETRMedium",
+        4,
+        576,
+        _published(
+            "rf-detr-medium.pth",
+            "medium_coco/checkpoint_best_regular.pth",
+            "7223f764a87b863f02eb8d52bf0ce2ee",
+        ),
+    ),
+    _current(
+        "large",
+        "RFDETRLarge",
+        4,
+        704,
+        _published(
+            "rf-detr-large-2026.pth",
+            "rf-detr-large-2026.pth",
+            "5cb72153541cbcb9aa6efa26222acc75",
+        ),
+    ),
+    Variant(
+        name="base",
+        api_name="RFDETRBase",
+        encoder=_SMALL,
+        taps=(2, 5, 8, 11),
+        hidden_dim=256,
+        decoder_layers=3,
+        self_heads=8,
+        cross_heads=16,
+        points=2,
+        resolution=560,
+        patch_size=14,
+        windows=4,
+        position_grid=37,
+        weights=_published(
+            "rf-detr-base.pth", "rf-detr-base-coco.pth", "b4d3ce46099eaed50626ede388caf979"
+        ),
+    ),
+    Variant(
+        name="large-deprecated",
+        api_name="RFDETRLargeDeprecated",
+        encoder=_BASE,
+        taps=(2, 5, 8, 11),
+        hidden_dim=384,
+        decoder_layers=3,
+        self_heads=12,
+        cross_heads=24,
+        points=4,
+        resolution=560,
+        patch_size=14,
+        windows=4,
+        position_grid=37,
+        levels=(2.0, 0.5),
+        weights=_published(
+            "rf-detr-large.pth", "rf-detr-large.pth", "992c8e862aa733a7bb2777e45d49f1a0"
+        ),
+    ),
+)
+
+VARIANTS = MappingProxyType({variant.name: variant for variant in _TABLE})

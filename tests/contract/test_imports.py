@@ -1,0 +1,39 @@
+import json
+import subprocess
+import sys
+from types import ModuleType
+
+import rfdetr_edge
+
+HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "PIL", "supervision", "urllib.request")
+
+
+def loaded_by(statement: str) -> list[str]:
+    """Modules that a fresh interpreter holds after a statement."""
+    program = f"{statement}; import json, sys; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
+    )
+    modules: list[str] = json.loads(done.stdout)
+    return modules
+
+
+def test_importing_the_runtime_loads_numpy_alone():
+    loaded = loaded_by("import rfdetr_edge")
+    assert "numpy" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_the_session_for_tests_needs_no_executor():
+    loaded = loaded_by("import rfdetr_edge.backends.fake")
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_all_lists_exactly_the_visible_names():
+    visible = {
+        name
+        for name, value in vars(rfdetr_edge).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert visible | {"__version__"} == set(rfdetr_edge.__all__)
+    assert rfdetr_edge.__all__ == sorted(rfdetr_edge.__all__)

@@ -1,0 +1,102 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import run_cli
+
+import rfdetr_edge
+from rfdetr_edge import doctor
+
+ROOT = str(Path(rfdetr_edge.__file__).parents[1])
+
+
+def diagnose(folder):
+    """The doctor's report with `folder` on the search path, behind what is installed."""
+    path = os.pathsep.join([ROOT, str(folder)])
+    return run_cli("doctor", env={"PYTHONPATH": path}, stdout=subprocess.PIPE)
+
+
+def install(folder, name):
+    """What pip leaves behind of a distribution, as far as Python's own records go."""
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+
+
+def test_the_report_names_versions_and_extras():
+    found = {finding.subject: finding for finding in doctor.examine()}
+    assert found["Python"].detail.startswith(".".join(map(str, sys.version_info[:3])))
+    assert "CPUExecutionProvider" in found["ONNX Runtime"].detail
+    assert str(Path(sys.prefix)) in found["OpenCV"].detail
+    assert {"extra eval", "extra supervision", "extra export", "extra train"} <= set(found)
+    assert not [f for f in found.values() if f.level == "wrong" and f.subject != "embedded model"]
+
+
+def test_doubled_opencv_is_found_and_the_fix_leaves_one(tmp_path):
+    for name in ("opencv-python", "opencv_contrib_python"):
+        install(tmp_path, name)
+    done = diagnose(tmp_path)
+    assert done.returncode == 1
+    assert "overwrite each other's files" in done.stdout
+    fix = next(line for line in done.stdout.splitlines() if "pip uninstall -y opencv" in line)
+    uninstall, _, install_one = fix.partition("&&")
+    assert {"opencv-python", "opencv-contrib-python"} <= set(uninstall.split())
+    assert install_one.split()[:2] == ["pip", "install"]
+    assert len(install_one.split()) == 3
+
+
+def test_doubled_onnxruntime_is_found_and_the_fix_keeps_the_gpu():
+    (finding,) = doctor.doubled_distributions(
+        "ONNX Runtime", doctor.ONNXRUNTIME, {"onnxruntime", "onnxruntime-gpu", "numpy"}
+    )
+    assert finding.level == "wrong"
+    assert finding.fix == (
+        "pip uninstall -y onnxruntime-gpu onnxruntime && pip install onnxruntime-gpu"
+    )
+    assert not doctor.doubled_distributions("ONNX Runtime", doctor.ONNXRUNTIME, {"onnxruntime"})
+
+
+@pytest.mark.parametrize("layout", ["cv2/__init__.py", "cv2.cpython-311-aarch64-linux-gnu.so"])
+def test_a_pip_opencv_that_hides_the_systems_own_is_found(tmp_path, layout):
+    pip_copy, system = tmp_path / "venv", tmp_path / "system"
+    for file in (pip_copy / "cv2" / "__init__.py", system / layout):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    path = [str(pip_copy), str(system), "", str(pip_copy)]
+    (finding,) = doctor.shadowed_opencv(path, {"opencv-python-headless"})
+    assert finding.level == "wrong"
+    assert str(pip_copy) in finding.detail
+    assert str(system) in finding.detail
+    assert finding.fix == "pip uninstall -y opencv-python-headless"
+    assert not doctor.shadowed_opencv([str(system)], {"opencv-python-headless"})
+
+
+def test_a_missing_extra_is_no_fault_but_missing_opencv_is(tmp_path):
+    """In a process that finds nothing but NumPy and our own packages."""
+    numpy = Path(sys.modules["numpy"].__file__).parent
+    for package in (numpy, numpy.with_name("numpy.libs"), Path(ROOT) / "rfdetr_edge"):
+        if package.exists():
+            (tmp_path / package.name).symlink_to(package)
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "rfdetr_edge", "doctor"],
+        env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert "wrong   OpenCV: not installed" in lines
+    assert "        -> pip install 'rfdetr-edge[opencv]'" in lines
+    assert "absent  extra supervision: without supervision" in lines
+    assert "wrong   ONNX Runtime: not installed" in lines
+
+
+def test_the_embedded_model_detects():
+    """Needs the embedded model."""
+    found = {finding.subject: finding for finding in doctor.examine()}
+    assert found["embedded model"].level == "ok"
+    assert all(finding.level != "wrong" for finding in found.values())

@@ -1,0 +1,253 @@
+"""Reading and writing checkpoints: ours, upstream's published files, and legacy ones.
+
+No pickled code runs: files are opened with torch's weights-only reader, which builds tensors,
+plain containers, and `argparse.Namespace` (the settings of legacy files), and refuses the rest.
+
+Keys written: `model` (tensors under upstream's names), `args` (class_names, notes), `model_name`,
+`model_config`, and `rfdetr_edge` (what upstream's keys have no place for).
+"""
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rfdetr_edge.classes import COCO_NAMES, ClassTable, coco_classes, named_classes
+from rfdetr_edge.errors import ArtifactError
+from rfdetr_edge.files import file_sha256, replacing
+from rfdetr_edge.variants import VARIANTS, Variant
+from trainer.checkpoint_names import from_file_names, to_file_names
+from trainer.model.encoder import resize_position_table
+from trainer.model.rfdetr import RFDETR
+
+# In the order of the search: the first that stands in the name wins (training.md section 10).
+_NAMES_IN_FILES = ("seg-", "keypoint", "2xlarge", "xxlarge", "xlarge", "large", "medium", "small", "nano", "base", "tiny")  # fmt: skip
+# Part of every file; means something on keypoint models alone.
+_KEYPOINT_MASK = "_kp_active_mask"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    model: on the CPU, in evaluation mode. resolution: side of the square input in pixels.
+    antialias: the resize it was trained with, or is best evaluated with. notes: any JSON value.
+    """
+
+    model: RFDETR
+    classes: ClassTable
+    resolution: int
+    antialias: bool
+    sha256: str
+    notes: Any
+
+    @property
+    def variant(self) -> Variant:
+        """The row of the variant table."""
+        return self.model.variant
+
+
+def load_checkpoint(path: str | Path, *, variant: str | None = None) -> Checkpoint:
+    """Opens a checkpoint and builds its model.
+
+    variant: overrides what the file says of itself, for files that say nothing.
+    Raises ArtifactError when the file is missing, no checkpoint, needs pickled code, or belongs to
+    a variant or task this version does not know.
+    """
+    path = Path(path)
+    data, sha256 = _read(path)
+    weights = _weights(data, path)
+    chosen = VARIANTS[variant] if variant is not None else _find_variant(data, path)
+    own = data.get("rfdetr_edge", {})
+    settings = data.get("model_config") or {}
+    args = _as_dict(data.get("args"))
+    resolution = int(settings.get("resolution") or args.get("resolution") or chosen.resolution)
+    model = build_model(chosen, weights, path=path, resolution=resolution)
+    return Checkpoint(
+        model=model.eval(),
+        classes=_class_table(model.slots, args.get("class_names"), own.get("category_ids")),
+        resolution=resolution,
+        # Upstream evaluates with the antialiased resize; published accuracy is measured so.
+        antialias=bool(own.get("antialias", True)),
+        sha256=sha256,
+        notes=args.get("notes"),
+    )
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under our names, to start a training from; errors as above."""
+    return _weights(_read(path)[0], path)
+
+
+def build_model(
+    variant: Variant,
+    weights: Mapping[str, Tensor],
+    *,
+    path: Path,
+    resolution: int | None = None,
+    slots: int | None = None,
+) -> RFDETR:
+    """A model with the given weights (our names).
+
+    slots: class slots of the model; None takes those of the weights. Another number truncates the
+    class heads or tiles them, so that fine-tuning starts from what they know. The position table
+    is resized to the resolution's grid where the variant's own follows the resolution.
+    Raises ArtifactError when names or shapes do not fit the variant.
+    """
+    found = weights["class_head.weight"].shape[0]
+    model = RFDETR(variant, slots or found)
+    fitted = _fit_class_heads(dict(weights), slots or found)
+    _fit_position_table(fitted, model, variant, resolution or variant.resolution)
+    expected = model.state_dict()
+    unknown = sorted(set(fitted) - set(expected) - {_KEYPOINT_MASK})
+    missing = sorted(set(expected) - set(fitted))
+    if unknown or missing:
+        raise ArtifactError(
+            f"{path} does not fit variant {variant.name}: {len(missing)} tensors are missing "
+            f"(first {missing[:1]}), {len(unknown)} are unknown (first {unknown[:1]})"
+        )
+    for name, tensor in expected.items():
+        if fitted[name].shape != tensor.shape:
+            raise ArtifactError(
+                f"{path} does not fit variant {variant.name}: {name} has shape "
+                f"{tuple(fitted[name].shape)}, expected {tuple(tensor.shape)}"
+            )
+    model.load_state_dict({name: fitted[name] for name in expected})
+    return model
+
+
+def save_checkpoint(
+    path: Path,
+    model: RFDETR,
+    *,
+    classes: ClassTable,
+    resolution: int,
+    antialias: bool,
+    notes: Any = None,
+) -> None:
+    """Writes a stripped checkpoint in upstream's format; the file appears whole or not at all."""
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    names = list(classes.foreground())
+    data = {
+        "model": {**to_file_names(weights), _KEYPOINT_MASK: torch.zeros(0, 0, dtype=torch.bool)},
+        "args": {"class_names": names, "notes": notes},
+        "model_name": model.variant.api_name,
+        "model_config": {"num_classes": len(names), "resolution": resolution},
+        "rfdetr_edge": {
+            "category_ids": list(classes.foreground().values()),
+            "antialias": antialias,
+        },
+    }
+    with replacing(path) as temporary:
+        torch.save(data, temporary)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        sha256 = file_sha256(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist; give the path of a checkpoint (.pth)") from None
+    except IsADirectoryError:
+        raise ArtifactError(f"{path} is a folder; give the path of a checkpoint (.pth)") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("Unsupported")[2] or str(error).splitlines()[-1]
+        raise ArtifactError(
+            f"{path} is no plain weights file and was not opened further, since its pickled "
+            f"content could run code ({reason.strip()[:200]}). Save it again with tensors, numbers "
+            "and strings alone"
+        ) from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0][:200]}); it may be "
+            "truncated: copy or download it again"
+        ) from None
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path} holds a {type(data).__name__}, not a checkpoint's dictionary")
+    return data, sha256
+
+
+def _weights(data: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict under our names, out of a `.pth`, a Lightning file, or a bare state dict."""
+    found = data.get("model", data.get("state_dict", data))
+    if not isinstance(found, dict) or not found:
+        raise ArtifactError(f"{path} holds no weights: it has the keys {', '.join(map(str, data))}")
+    plain = {
+        str(name).removeprefix("model.").replace("_orig_mod.", ""): tensor
+        for name, tensor in found.items()
+        if isinstance(tensor, Tensor)
+    }
+    weights = from_file_names(plain)
+    if "class_head.weight" not in weights:
+        raise ArtifactError(f"{path} holds no RF-DETR weights: class_embed.weight is missing")
+    if any(name.startswith(("segmentation_head.", "keypoint_embed.")) for name in plain):
+        raise ArtifactError(
+            f"{path} is a segmentation or keypoint checkpoint; this version reads detection ones"
+        )
+    return weights
+
+
+def _find_variant(data: dict[str, Any], path: Path) -> Variant:
+    """By `model_name`, else by `args.pretrain_weights`, else by the file's name."""
+    by_api_name = {variant.api_name: variant for variant in VARIANTS.values()}
+    model_name = data.get("model_name")
+    if model_name is not None:
+        if model_name in by_api_name:
+            return by_api_name[model_name]
+        raise ArtifactError(
+            f"{path} says it is a {model_name}; this version reads {', '.join(by_api_name)}"
+        )
+    hint = str(_as_dict(data.get("args")).get("pretrain_weights") or "").lower()
+    text = path.name.lower() if hint in ("", "none", "null") else hint
+    name = next((part for part in _NAMES_IN_FILES if part in text), None)
+    if name not in VARIANTS:
+        raise ArtifactError(
+            f"{path} does not say which variant it is, and {text!r} names none of "
+            f"{', '.join(VARIANTS)}; name it with --variant"
+        )
+    return VARIANTS[name]
+
+
+def _as_dict(args: object) -> dict[str, Any]:
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return dict(args) if isinstance(args, dict) else {}
+
+
+def _class_table(
+    slots: int, names: Sequence[str] | None, category_ids: Sequence[int] | None
+) -> ClassTable:
+    """COCO's for 91 slots with COCO's names or none; else the names and a background slot."""
+    if slots == 91 and (not names or tuple(names) == COCO_NAMES):
+        return coco_classes()
+    if not names or len(names) != slots - 1:
+        names, category_ids = [f"class_{slot}" for slot in range(slots - 1)], None
+    return named_classes("background-last", names, category_ids)
+
+
+def _fit_class_heads(weights: dict[str, Tensor], slots: int) -> dict[str, Tensor]:
+    for name, tensor in weights.items():
+        if "class_head." in name and tensor.shape[0] != slots:
+            copies = -(-slots // tensor.shape[0])
+            weights[name] = tensor.repeat(copies, *[1] * (tensor.ndim - 1))[:slots]
+    return weights
+
+
+def _fit_position_table(
+    weights: dict[str, Tensor], model: RFDETR, variant: Variant, resolution: int
+) -> None:
+    """Published base and large-deprecated keep their 37 x 37 table at every resolution."""
+    follows_resolution = variant.position_grid == variant.resolution // variant.patch_size
+    side = resolution // variant.patch_size if follows_resolution else variant.position_grid
+    model.encoder.fix_grid(side, side)
+    table = weights["encoder.positions"]
+    old = round((table.shape[1] - 1) ** 0.5)
+    if old != side:
+        weights["encoder.positions"] = resize_position_table(table, (old, old), (side, side))

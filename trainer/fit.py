@@ -1,0 +1,69 @@
+"""fit(config): one training run, from a data set to the best checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger
+
+from rfdetr_edge.classes import ClassTable
+from rfdetr_edge.files import make_folder, replacing
+from trainer.callbacks import BestByAP, weight_average
+from trainer.checkpoint import build_model, load_weights
+from trainer.config import TrainConfig
+from trainer.data.coco import read_classes
+from trainer.data.module import DetectionData
+from trainer.model.rfdetr import RFDETR
+from trainer.module import DetectionModule
+
+
+def fit(config: TrainConfig, *, progress: bool = False) -> Path:
+    """Trains and returns the checkpoint of the weights with the highest AP on the valid split.
+
+    Beside it in `config.output`: last.ckpt (Lightning's, for `resume`), metrics.csv and
+    training_config.json. Raises InputError for a data set, ArtifactError for start weights that
+    cannot be used.
+    """
+    pl.seed_everything(config.seed)
+    classes = read_classes(config.dataset)
+    data = DetectionData(config, classes)
+    make_folder(config.output)
+    module = DetectionModule(_start(config, classes), config, classes)
+    best = BestByAP(data.valid_split.annotations, config, classes)
+    last = ModelCheckpoint(config.output, filename="last", enable_version_counter=False)
+    trainer = pl.Trainer(
+        max_epochs=config.epochs,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        gradient_clip_val=config.clip_max_norm,
+        callbacks=[best, weight_average(config.ema_decay), last]
+        + ([TQDMProgressBar()] if progress else []),
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        check_val_every_n_epoch=config.eval_interval,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=CSVLogger(config.output, name="", version=""),
+    )
+    with replacing(config.output / "training_config.json") as temporary:
+        text = json.dumps(json.loads(config.model_dump_json()), indent=2)
+        temporary.write_text(text + "\n")
+    trainer.fit(module, datamodule=data, ckpt_path=config.resume)
+    return best.path
+
+
+def _start(config: TrainConfig, classes: ClassTable) -> RFDETR:
+    variant = config.table_entry
+    if config.weights is not None:
+        return build_model(
+            variant,
+            load_weights(config.weights),
+            path=config.weights,
+            resolution=config.side,
+            slots=len(classes),
+        )
+    model = RFDETR(variant, len(classes))
+    if variant.position_grid == variant.resolution // variant.patch_size:
+        side = config.side // variant.patch_size
+        model.encoder.fix_grid(side, side)
+    return model

@@ -1,0 +1,112 @@
+"""Detection losses: classification, box L1 and GIoU, of every layer and of the proposals.
+
+All are sums divided by the number of targets (times groups, in training); training.md section 3.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.boxes import cxcywh_to_xyxy, iou_and_giou
+from trainer.matcher import Match, match
+from trainer.model.output import ModelOutput, Prediction
+from trainer.targets import Target
+
+WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+_ALPHA = 0.25
+
+Cells = tuple[Tensor, Tensor, Tensor]
+"""Image, query and class slot of every matched pair."""
+ClassLoss = Callable[[Tensor, Cells, Tensor], Tensor]
+"""(logits (B, Q, C), matched cells, their IoU) -> the loss of every cell (B, Q, C)."""
+
+
+def ia_bce(logits: Tensor, cells: Cells, iou: Tensor) -> Tensor:
+    """IoU-aware BCE: a matched cell aims at p^0.25 * IoU^0.75, every other at 0, weighted by p^2."""
+    p = logits.sigmoid()
+    goal = (p[cells].detach() ** 0.25 * iou**0.75).clamp(min=0.01)
+    positive = torch.zeros_like(logits).index_put(cells, goal)
+    negative = (p**2).index_put(cells, 1 - goal)
+    return negative * logits - F.logsigmoid(logits) * (positive + negative)
+
+
+def position_supervised(logits: Tensor, cells: Cells, iou: Tensor) -> Tensor:
+    """BCE towards the IoU relative to the image's best, weighted by the squared distance to it."""
+    quality = torch.zeros_like(logits).index_put(cells, iou)
+    quality = quality / (quality.amax(dim=(1, 2), keepdim=True) + 1e-8)
+    side = _ALPHA * (quality > 0) + (1 - _ALPHA) * (quality <= 0)
+    distance = (quality - logits.sigmoid()).abs() ** 2
+    return side * distance * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
+def varifocal(logits: Tensor, cells: Cells, iou: Tensor) -> Tensor:
+    """BCE towards the IoU, weighted by it where matched and by 0.75 p^2 elsewhere."""
+    quality = torch.zeros_like(logits).index_put(cells, iou)
+    weight = torch.where(quality > 0, quality, (1 - _ALPHA) * logits.sigmoid() ** 2)
+    return weight * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
+def focal(logits: Tensor, cells: Cells, iou: Tensor) -> Tensor:
+    """Focal loss with alpha 0.25 and gamma 2 (Lin et al. 2017); the IoU plays no part."""
+    goal = torch.zeros_like(logits).index_put(cells, torch.ones_like(iou))
+    p = logits.sigmoid()
+    miss = p * (1 - goal) + (1 - p) * goal
+    side = _ALPHA * goal + (1 - _ALPHA) * (1 - goal)
+    return side * miss**2 * F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+
+
+def detection_losses(
+    output: ModelOutput,
+    targets: Sequence[Target],
+    *,
+    groups: int,
+    class_loss: ClassLoss = ia_bce,
+    sum_groups: bool = False,
+) -> dict[str, Tensor]:
+    """Every loss by name: bare for the last layer, `_0`, `_1`, ... for earlier ones, `_enc`.
+
+    groups: query groups in `output` (1 in evaluation). sum_groups leaves their number out of the
+    divisor. Losses are computed in float32 whatever precision the network ran in.
+    """
+    count = sum(len(target.labels) for target in targets) * (1 if sum_groups else groups)
+    divisor = max(count, 1)
+    named = {f"_{index}": layer for index, layer in enumerate(output.layers[:-1])}
+    losses = {}
+    for suffix, prediction in {"": output.final, **named, "_enc": output.proposals}.items():
+        prediction = Prediction(prediction.boxes.float(), prediction.logits.float())
+        matches = match(prediction, targets, groups)
+        for name, value in _layer_losses(prediction, targets, matches, class_loss).items():
+            losses[name + suffix] = value / divisor
+    return losses
+
+
+def total_loss(losses: dict[str, Tensor]) -> Tensor:
+    """The weighted sum that is minimised."""
+    terms = [
+        weight * value
+        for name, value in losses.items()
+        for base, weight in WEIGHTS.items()
+        if name.startswith(base)
+    ]
+    return torch.stack(terms).sum()
+
+
+def _layer_losses(
+    prediction: Prediction,
+    targets: Sequence[Target],
+    matches: Sequence[Match],
+    class_loss: ClassLoss,
+) -> dict[str, Tensor]:
+    image = torch.cat([torch.full_like(m.query, i) for i, m in enumerate(matches)])
+    query = torch.cat([m.query for m in matches])
+    found = prediction.boxes[image, query]
+    wanted = torch.cat([t.boxes[m.target] for t, m in zip(targets, matches, strict=True)])
+    label = torch.cat([t.labels[m.target] for t, m in zip(targets, matches, strict=True)])
+    iou, giou = iou_and_giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted))
+    return {
+        "loss_ce": class_loss(prediction.logits, (image, query, label), iou.detach()).sum(),
+        "loss_bbox": (found - wanted).abs().sum(),
+        "loss_giou": (1 - giou).sum(),
+    }

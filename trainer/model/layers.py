@@ -1,0 +1,64 @@
+"""Small pieces that several parts of the network share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention over (..., tokens, head size); no mask, no dropout.
+
+    The fused kernel is for CUDA alone: on a CPU its backward pass is slower than these two
+    products, and written out they export to plain MatMul and Softmax nodes.
+    """
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    return scores.softmax(dim=-1) @ value
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, C) -> (B, heads, T, C / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, T, d) -> (B, T, heads * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, width: int, hidden: int, out: int, depth: int) -> None:
+        super().__init__()
+        widths = [width, *[hidden] * (depth - 1), out]
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        out: Tensor = self.layers[-1](x)
+        return out
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of each pixel of an NCHW map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def apply_deltas(deltas: Tensor, anchors_cxcywh: Tensor) -> Tensor:
+    """Boxes from predicted deltas: centres move by multiples of the anchor's size, sizes scale by exp.
+
+    Both (..., 4); the result is cxcywh, unbounded (architecture.md sections 4 and 6).
+    """
+    centre = deltas[..., :2] * anchors_cxcywh[..., 2:] + anchors_cxcywh[..., :2]
+    size = deltas[..., 2:].exp() * anchors_cxcywh[..., 2:]
+    return torch.cat([centre, size], dim=-1)

@@ -1,0 +1,55 @@
+"""Two-stage query selection: the memory itself proposes where the queries start."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model.attention import Grid
+from trainer.model.layers import MLP, apply_deltas
+from trainer.model.output import Prediction
+
+_FIRST_SIZE = 0.05
+
+
+class ProposalGroup(nn.Module):
+    """One query group's view of the memory, with heads of its own."""
+
+    def __init__(self, dim: int, slots: int) -> None:
+        super().__init__()
+        self.transform = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.class_head = nn.Linear(dim, slots)
+        self.box_head = MLP(dim, dim, 4, 3)
+
+    def forward(self, memory: Tensor, anchors_cxcywh: Tensor, count: int) -> Prediction:
+        """The best `count` places by their highest class logit, in descending order."""
+        memory = self.norm(self.transform(memory))
+        logits = self.class_head(memory)
+        index = logits.max(dim=-1).values.topk(min(count, memory.shape[1]), dim=1).indices
+        deltas = self.box_head(_take(memory, index))
+        anchors = _take(anchors_cxcywh.expand(memory.shape[0], -1, -1), index)
+        return Prediction(boxes=apply_deltas(deltas, anchors), logits=_take(logits, index))
+
+
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """rows (B, S, C) at index (B, N) -> (B, N, C)."""
+    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def anchor_boxes(grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
+    """Anchors (1, S, 4) cxcywh in 0-1 and which of them count (1, S, 1), as float32.
+
+    One anchor per cell, 0.05 wide at the first level and twice that at each further one. An anchor
+    with any number outside (0.01, 0.99) is set to 0, and so must be its memory row.
+    """
+    levels = []
+    for level, (rows, columns) in enumerate(grids):
+        y = (torch.arange(rows, dtype=torch.float32) + 0.5) / rows
+        x = (torch.arange(columns, dtype=torch.float32) + 0.5) / columns
+        cy, cx = torch.meshgrid(y, x, indexing="ij")
+        size = torch.full_like(cx, _FIRST_SIZE * 2.0**level)
+        levels.append(torch.stack([cx, cy, size, size], dim=-1).flatten(0, 1))
+    anchors = torch.cat(levels).unsqueeze(0)
+    valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True).float()
+    return anchors * valid, valid
