@@ -20,6 +20,7 @@ def run_cli(
     *arguments: object,
     file_limit: int | None = None,
     env: Mapping[str, str] | None = None,
+    timeout: float = 60,
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
     """file_limit: bytes that a file may grow to, which root cannot go around, as on a full disk."""
@@ -29,6 +30,6 @@ def run_cli(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(env or {})},
-        timeout=60,
+        timeout=timeout,
         **options,
     )

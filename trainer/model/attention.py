@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """x, position: (B, Q, D). Positions enter query and key, not value."""
-        dim = x.shape[-1]
+        dim = int(x.shape[-1])
         query_key = F.linear(
             x + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim]
         )
@@ -54,7 +54,7 @@ class DeformableAttention(nn.Module):
         self, query: Tensor, reference_cxcywh: Tensor, memory: Tensor, grids: Sequence[Grid]
     ) -> Tensor:
         """query (B, Q, D), reference (B, Q, 4) in 0-1, memory (B, S, D) of levels `grids`."""
-        count = query.shape[1]
+        count, dim = int(query.shape[1]), int(query.shape[2])
         # Levels and points stay merged: tensors of rank 5, which every converter takes.
         offsets = self.sampling_offsets(query).reshape(
             -1, count, self.heads, self.levels * self.points, 2
@@ -62,19 +62,21 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(query).reshape(
             -1, count, self.heads, self.levels * self.points
         )
-        weights = weights.softmax(dim=-1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, L * P)
+        spread = (count, self.levels * self.points)
+        weights = weights.softmax(dim=-1).transpose(1, 2).reshape(-1, *spread)  # (B * M, Q, L * P)
         reference = reference_cxcywh[:, :, None, None, :]
         points = reference[..., :2] + offsets * (0.5 / self.points) * reference[..., 2:]
-        points = (2 * points - 1).transpose(1, 2).flatten(0, 1)  # (B * M, Q, L * P, 2)
+        points = (2 * points - 1).transpose(1, 2).reshape(-1, *spread, 2)  # (B * M, Q, L * P, 2)
+        size = dim // self.heads
         value = self.value_proj(memory).transpose(1, 2)  # (B, D, S)
-        value = value.reshape(-1, value.shape[1] // self.heads, value.shape[2])  # (B * M, d, S)
+        value = value.reshape(-1, size, int(memory.shape[1]))  # (B * M, d, S)
         sampled = []
         start = 0
         for level, (rows, columns) in enumerate(grids):
             stop = start + rows * columns
             sampled.append(
                 F.grid_sample(
-                    value[:, :, start:stop].unflatten(2, (rows, columns)),
+                    value[:, :, start:stop].reshape(-1, size, rows, columns),
                     points[:, :, level * self.points : (level + 1) * self.points],
                     mode="bilinear",
                     padding_mode="zeros",
@@ -84,7 +86,7 @@ class DeformableAttention(nn.Module):
             start = stop
         joined = sampled[0] if len(sampled) == 1 else torch.cat(sampled, dim=-1)
         mixed = (joined * weights[:, None]).sum(-1)  # (B * M, d, Q)
-        mixed = mixed.reshape(-1, query.shape[2], count).transpose(1, 2)
+        mixed = mixed.reshape(-1, dim, count).transpose(1, 2)
         out: Tensor = self.output_proj(mixed)
         return out
 

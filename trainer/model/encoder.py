@@ -49,9 +49,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, windows: int) -> Tensor:
         """x: (B * windows, T, C). With windows > 1 those of an image attend together."""
-        normed = self.norm1(x)
-        joined = normed.reshape(-1, windows * x.shape[1], x.shape[2])
-        x = x + self.scale1 * self.attention(joined).reshape(-1, x.shape[1], x.shape[2])
+        tokens, width = int(x.shape[1]), int(x.shape[2])
+        joined = self.norm1(x).reshape(-1, windows * tokens, width)
+        x = x + self.scale1 * self.attention(joined).reshape(-1, tokens, width)
         return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=_EPS)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        rows, columns = (side // self.patch_size for side in images.shape[-2:])
+        rows, columns = (int(side) // self.patch_size for side in images.shape[-2:])
         x = self._embed(images, rows, columns)
         per_image = self.windows**2
         maps = [x] if 0 in self.taps else []
@@ -105,23 +105,24 @@ class Encoder(nn.Module):
     def _embed(self, images: Tensor, rows: int, columns: int) -> Tensor:
         """Tokens (B * windows^2, 1 + patches a window, width), each window with its class token."""
         table = self.position_table(rows, columns)
-        patches = self.patches(images).flatten(2).transpose(1, 2) + table[:, 1:]
-        n = self.windows
+        n, width = self.windows, int(table.shape[-1])
+        patches = self.patches(images).reshape(-1, width, rows * columns).transpose(1, 2)
         patches = (
-            patches.reshape(-1, n, rows // n, n, columns // n, patches.shape[-1])
+            (patches + table[:, 1:])
+            .reshape(-1, n, rows // n, n, columns // n, width)
             .transpose(2, 3)
-            .reshape(-1, (rows // n) * (columns // n), patches.shape[-1])
+            .reshape(-1, (rows // n) * (columns // n), width)
         )
         class_token = (self.class_token + table[:, :1]).expand(patches.shape[0], -1, -1)
         return torch.cat([class_token, patches], dim=1)
 
     def _to_map(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
-        n = self.windows
+        n, width = self.windows, int(tokens.shape[-1])
         return (
             tokens[:, 1:]
-            .reshape(-1, n, n, rows // n, columns // n, tokens.shape[-1])
+            .reshape(-1, n, n, rows // n, columns // n, width)
             .permute(0, 5, 1, 3, 2, 4)  # B, C, window row, row, window column, column
-            .reshape(-1, tokens.shape[-1], rows, columns)
+            .reshape(-1, width, rows, columns)
         )
 
 

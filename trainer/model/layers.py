@@ -1,4 +1,11 @@
-"""Small pieces that several parts of the network share."""
+"""Small pieces that several parts of the network share.
+
+Here and in its neighbours, sizes other than the batch are taken as `int(x.shape[i])`. They are
+integers anyway; when the network is traced for export it makes them constants of the graph instead
+of arithmetic inside it, which TensorRT refuses for level shapes and every runtime would pay for.
+"""
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +26,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, T, C) -> (B, heads, T, C / heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    tokens, channels = int(x.shape[1]), int(x.shape[2])
+    return x.reshape(-1, tokens, heads, channels // heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(B, heads, T, d) -> (B, T, heads * d)."""
-    return x.transpose(1, 2).flatten(2)
+    heads, tokens, size = (int(side) for side in x.shape[1:])
+    return x.transpose(1, 2).reshape(-1, tokens, heads * size)
 
 
 class MLP(nn.Module):
@@ -33,9 +42,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, out: int, depth: int) -> None:
         super().__init__()
         widths = [width, *[hidden] * (depth - 1), out]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -55,7 +62,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def apply_deltas(deltas: Tensor, anchors_cxcywh: Tensor) -> Tensor:
-    """Boxes from predicted deltas: centres move by multiples of the anchor's size, sizes scale by exp.
+    """Boxes from predicted deltas: centres move in units of the anchor's size, sizes scale by exp.
 
     Both (..., 4); the result is cxcywh, unbounded (architecture.md sections 4 and 6).
     """

@@ -26,7 +26,7 @@ class ProposalGroup(nn.Module):
         """The best `count` places by their highest class logit, in descending order."""
         memory = self.norm(self.transform(memory))
         logits = self.class_head(memory)
-        index = logits.max(dim=-1).values.topk(min(count, memory.shape[1]), dim=1).indices
+        index = logits.max(dim=-1).values.topk(min(count, int(memory.shape[1])), dim=1).indices
         deltas = self.box_head(_take(memory, index))
         anchors = _take(anchors_cxcywh.expand(memory.shape[0], -1, -1), index)
         return Prediction(boxes=apply_deltas(deltas, anchors), logits=_take(logits, index))
@@ -34,7 +34,7 @@ class ProposalGroup(nn.Module):
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
     """rows (B, S, C) at index (B, N) -> (B, N, C)."""
-    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, int(rows.shape[-1])))
 
 
 def anchor_boxes(grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""RF-DETR: encoder, projector, two-stage proposals, decoder, heads; the architecture on one page."""
+"""RF-DETR: encoder, projector, two-stage proposals, decoder, heads; the architecture on a page."""
 
 import math
 
@@ -26,9 +26,7 @@ class RFDETR(nn.Module):
         dim = variant.hidden_dim
         self.variant = variant
         self.encoder = Encoder(variant)
-        self.projector = Projector(
-            variant.encoder.width, len(variant.taps), dim, variant.levels
-        )
+        self.projector = Projector(variant.encoder.width, len(variant.taps), dim, variant.levels)
         self.proposals = nn.ModuleList(ProposalGroup(dim, slots) for _ in range(variant.groups))
         self.query_features = nn.Embedding(variant.num_queries * variant.groups, dim)
         self.query_boxes = nn.Embedding(variant.num_queries * variant.groups, 4)
@@ -40,17 +38,20 @@ class RFDETR(nn.Module):
     @property
     def slots(self) -> int:
         """Number of class slots."""
-        return self.class_head.out_features
+        return int(self.class_head.out_features)
 
     def forward(self, images: Tensor) -> ModelOutput:
         """images: (B, 3, H, W) normalised float, H and W multiples of `variant.block_size`."""
         maps = self.projector(self.encoder(images))
-        grids = [(m.shape[-2], m.shape[-1]) for m in maps]
-        levels = [m.flatten(2).transpose(1, 2) for m in maps]
+        grids = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
+        levels = [
+            m.reshape(-1, self.variant.hidden_dim, rows * columns).transpose(1, 2)
+            for m, (rows, columns) in zip(maps, grids, strict=True)
+        ]
         memory = levels[0] if len(levels) == 1 else torch.cat(levels, dim=1)  # (B, S, D)
         proposals = self._propose(memory, grids)
         reference = self._reference(proposals.boxes.detach())
-        count = reference.shape[1]
+        count = int(reference.shape[1])
         queries = self.query_features.weight[:count].expand(images.shape[0], -1, -1)
         layers = [
             Prediction(apply_deltas(self.box_head(state), reference), self.class_head(state))
@@ -63,17 +64,19 @@ class RFDETR(nn.Module):
         if not bool(valid.all()):
             memory = memory * valid
         groups = self.proposals if self.training else self.proposals[:1]
-        chosen = [group(memory, anchors, self.variant.num_queries) for group in groups]
+        chosen: list[Prediction] = [
+            group(memory, anchors, self.variant.num_queries) for group in groups
+        ]
         if len(chosen) == 1:
             return chosen[0]
         return Prediction(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)))
 
     def _reference(self, proposed_cxcywh: Tensor) -> Tensor:
-        """Learned offsets applied to the proposals, query by query; spare queries keep their own."""
+        """Learned offsets applied to the proposals, query by query; spare queries keep theirs."""
         queries = self.variant.num_queries
         groups = self.variant.groups if self.training else 1
         learned = self.query_boxes.weight[: queries * groups]
-        found = proposed_cxcywh.shape[1] // groups
+        found = int(proposed_cxcywh.shape[1]) // groups
         if found == queries:
             return apply_deltas(learned, proposed_cxcywh)
         # Fewer memory cells than queries: the left-over rows of each group are used unchanged.

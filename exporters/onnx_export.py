@@ -1,0 +1,156 @@
+"""Checkpoint to ONNX, with everything a device needs inside, compared with torch on the spot.
+
+Input `input` (B, 3, H, W), normalised float32; outputs `dets` (B, Q, 4), cxcywh in 0-1 and
+unbounded, and `labels` (B, Q, C), raw logits: the names and the order the field reads.
+"""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import rfdetr_edge
+from exporters.onnx_graph import BATCH_AXIS, finish
+from exporters.torch_reference import TorchSession
+from exporters.verify import Comparison, compare
+from rfdetr_edge.backends import open_session
+from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.files import replacing
+from rfdetr_edge.metadata import InputSpec, ModelMetadata, Provenance
+from rfdetr_edge.variants import Variant
+from trainer.checkpoint import Checkpoint
+from trainer.model.rfdetr import RFDETR
+
+OPSETS = range(17, 21)  # GridSample needs 16, LayerNormalization 17; the tracer ends at 20
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """How to export.
+
+    shape: (height, width) of the input in pixels; None is the checkpoint's resolution.
+    batch: a fixed size, or "dynamic".
+    antialias: overrides the checkpoint's resize convention. notes: any JSON value.
+    """
+
+    shape: tuple[int, int] | None = None
+    batch: int | Literal["dynamic"] = 1
+    opset: int = 17
+    antialias: bool | None = None
+    notes: Any = None
+
+
+def export_onnx(
+    checkpoint: Checkpoint,
+    output: Path,
+    options: OnnxOptions | None = None,
+    *,
+    images: Sequence[Path] | None,
+) -> Comparison | None:
+    """Writes the artifact and compares it with the checkpoint on `images`.
+
+    images: None skips the comparison, and the metadata says so. Returns what the gate saw.
+    Raises InputError for options that do not fit the variant, and ArtifactError when the artifact
+    does not find what the checkpoint finds, or nothing could be compared: it is then kept as
+    `<output>.rejected` for inspection, and `output` is not touched.
+    """
+    options = options or OnnxOptions()
+    _check(options, checkpoint.variant)
+    metadata = _metadata(checkpoint, options, verified=images is not None)
+    with replacing(output) as temporary:
+        _trace(checkpoint.model, metadata, options, temporary)
+        if images is None:
+            return None
+        session = open_session(temporary, provider="cpu")
+        try:
+            comparison = compare(TorchSession(checkpoint.model, metadata), session, images)
+        finally:
+            session.close()
+        if not comparison.passed:
+            rejected = output.with_name(output.name + ".rejected")
+            temporary.replace(rejected)
+            raise ArtifactError(
+                f"the export differs from the checkpoint and is kept as {rejected}: {comparison}"
+            )
+    return comparison
+
+
+class _ExportForm(nn.Module):
+    """The network as a function of one tensor, boxes first."""
+
+    def __init__(self, model: RFDETR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, logits = self.model(images).final
+        return boxes, logits
+
+
+def _trace(model: RFDETR, metadata: ModelMetadata, options: OnnxOptions, path: Path) -> None:
+    height, width = metadata.input.resolution
+    prepared = copy.deepcopy(model).eval()
+    patch = model.variant.patch_size
+    prepared.encoder.fix_grid(height // patch, width // patch)
+    dynamic = options.batch == "dynamic"
+    # A batch of one would be taken for a size that broadcasts.
+    size = 2 if options.batch == "dynamic" else options.batch
+    example = torch.randn(size, 3, height, width, generator=torch.Generator().manual_seed(0))
+    names = ("input", "dets", "labels")
+    with warnings.catch_warnings():
+        # Sizes other than the batch are meant to become constants (trainer.model.layers).
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        # The tracer gives standard operators at opset 17, which the newer exporter does not.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+        warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export.*")
+        torch.onnx.export(
+            _ExportForm(prepared),
+            (example,),
+            str(path),
+            input_names=[names[0]],
+            output_names=list(names[1:]),
+            opset_version=options.opset,
+            dynamic_axes={name: {0: BATCH_AXIS} for name in names} if dynamic else None,
+            dynamo=False,
+        )
+    batch = BATCH_AXIS if options.batch == "dynamic" else options.batch
+    queries = model.variant.num_queries
+    finish(path, metadata, {"dets": (batch, queries, 4), "labels": (batch, queries, model.slots)})
+
+
+def _metadata(checkpoint: Checkpoint, options: OnnxOptions, *, verified: bool) -> ModelMetadata:
+    antialias = checkpoint.antialias if options.antialias is None else options.antialias
+    side = checkpoint.resolution
+    return ModelMetadata(
+        task="detection",
+        variant=checkpoint.variant.name,
+        precision="fp32",
+        input=InputSpec(options.shape or (side, side), antialias),
+        classes=checkpoint.classes,
+        num_select=checkpoint.variant.num_select,
+        provenance=Provenance(
+            checkpoint_sha256=checkpoint.sha256,
+            tool=f"rfdetr-edge {rfdetr_edge.__version__}",
+            verification="passed" if verified else "skipped",
+            notes=checkpoint.notes if options.notes is None else options.notes,
+        ),
+    )
+
+
+def _check(options: OnnxOptions, variant: Variant) -> None:
+    block = variant.block_size
+    if options.shape is not None and any(side < block or side % block for side in options.shape):
+        nearest = [max(round(side / block), 1) * block for side in options.shape]
+        raise InputError(
+            f"shape {options.shape[0]} {options.shape[1]} does not fit {variant.name}: height and "
+            f"width must be multiples of {block}; the nearest is {nearest[0]} {nearest[1]}"
+        )
+    if options.batch != "dynamic" and options.batch < 1:
+        raise InputError(f"batch must be at least 1 or dynamic, not {options.batch}")
+    if options.opset not in OPSETS:
+        raise InputError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, not {options.opset}")

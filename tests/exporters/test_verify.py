@@ -1,0 +1,120 @@
+"""The gate passes equal outputs and refuses every kind of difference."""
+
+import numpy as np
+import pytest
+from graphs import CELLS, metadata
+
+from exporters.verify import compare
+from rfdetr_edge.backends import TensorSpec
+from rfdetr_edge.backends.fake import FakeSession
+from rfdetr_edge.demo import photo_paths
+
+QUERIES, SLOTS = 20, len(CELLS)
+METADATA = metadata(resolution=(32, 32), num_select=30).to_json()
+
+
+def _outputs(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    centre = rng.uniform(0.2, 0.8, (1, QUERIES, 2))
+    size = rng.uniform(0.05, 0.3, (1, QUERIES, 2))
+    return {
+        "dets": np.concatenate([centre, size], axis=-1).astype(np.float32),
+        "labels": rng.normal(-2, 2, (1, QUERIES, SLOTS)).astype(np.float32),
+    }
+
+
+def _session(outputs=None, function=None) -> FakeSession:
+    float32 = np.dtype(np.float32)
+    return FakeSession(
+        function or (lambda feeds: outputs),
+        inputs=(TensorSpec("input", (1, 3, 32, 32), float32),),
+        outputs=(
+            TensorSpec("dets", (1, QUERIES, 4), float32),
+            TensorSpec("labels", (1, QUERIES, SLOTS), float32),
+        ),
+        metadata_json=METADATA,
+    )
+
+
+def _compare(candidate: dict[str, np.ndarray], reference=None):
+    return compare(_session(reference or _outputs()), _session(candidate), photo_paths()[:1])
+
+
+def test_equal_outputs_pass_with_every_ranked_pair():
+    comparison = _compare(_outputs())
+    assert comparison.passed
+    assert comparison.pairs == 30
+    assert comparison.worst_iou == pytest.approx(1.0)
+
+
+def test_rounding_passes():
+    candidate = _outputs()
+    candidate["dets"] += 1e-6
+    candidate["labels"] += 1e-5
+    assert _compare(candidate).passed
+
+
+def _shift_box(outputs):
+    best = outputs["labels"].max(-1).argmax()
+    outputs["dets"][0, best, 0] += 0.002
+
+
+def _raise_score(outputs):
+    # 0.012 in logits is over 1e-3 in score around 0.5
+    outputs["labels"] += np.where(np.abs(outputs["labels"]) < 1, 0.012, 0).astype(np.float32)
+
+
+def _shift_classes(outputs):
+    outputs["labels"] = np.roll(outputs["labels"], 1, axis=-1)
+
+
+def _lose_everything(outputs):
+    outputs["labels"][:] = -20
+
+
+def _invent_one(outputs):
+    query = outputs["labels"].max(-1).argmin()
+    outputs["labels"][0, query, 0] = 8
+
+
+@pytest.mark.parametrize(
+    "spoil", [_shift_box, _raise_score, _shift_classes, _lose_everything, _invent_one]
+)
+def test_every_kind_of_difference_fails(spoil):
+    candidate = _outputs()
+    spoil(candidate)
+    comparison = _compare(candidate)
+    assert not comparison.passed
+    assert comparison.failures
+
+
+def test_a_pair_may_only_be_missing_at_the_cut_off():
+    reference = _outputs()
+    order = np.sort(reference["labels"].ravel())[::-1]
+    last, next_one = order[29], order[30]
+    # the last ranked pair and the first one that is not change places within the tolerance
+    tied = reference["labels"].copy()
+    tied[reference["labels"] == next_one] = last - 1e-4
+    swapped = tied.copy()
+    swapped[reference["labels"] == last] = last - 2e-4
+    comparison = _compare(
+        {**reference, "labels": swapped}, reference={**reference, "labels": tied}
+    )
+    assert comparison.passed
+    assert comparison.pairs == 29
+
+
+def test_an_undecided_reference_judges_nothing():
+    noisy_seen = []
+
+    def undecided(feeds):
+        # what it finds turns on the last bits of its input, as a tie in a ranking does
+        noisy_seen.append(feeds["input"])
+        return _outputs(seed=len({array.tobytes() for array in noisy_seen}) % 7)
+
+    comparison = compare(
+        _session(function=undecided), _session(_outputs(seed=99)), photo_paths()[:1]
+    )
+    assert not comparison.passed
+    assert comparison.unstable == 1
+    assert "nothing was compared" in str(comparison)
