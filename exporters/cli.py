@@ -73,7 +73,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", type=Path, help="checkpoint (.pth) or artifact to compare with")
+    parser.add_argument(
+        "reference", type=Path, help="checkpoint (.pth) or artifact to compare with"
+    )
     parser.add_argument("model", type=Path, help="artifact to judge")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="images (default: the embedded photos)"

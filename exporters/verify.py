@@ -81,9 +81,7 @@ def compare(reference: Session, candidate: Session, images: Iterable[Path]) -> C
     Raises what the runtime raises for images and sessions that cannot be used.
     """
     first, second = (Detector.from_session(session) for session in (reference, candidate))
-    shaken = [
-        Detector.from_session(ShakenSession(reference, seed)) for seed in range(_NOISE_DRAWS)
-    ]
+    shaken = [Detector.from_session(ShakenSession(reference, seed)) for seed in range(_NOISE_DRAWS)]
     compared = unstable = 0
     ious: list[float] = []
     scores: list[float] = []
@@ -227,4 +225,3 @@ def _shorten(failures: list[str]) -> tuple[str, ...]:
         return tuple(failures)
     rest = len(failures) - _NAMED_FAILURES
     return (*failures[:_NAMED_FAILURES], f"and {rest} more")
-

@@ -102,7 +102,9 @@ def named_classes(
     first = 1 if layout == "background-first" else 0
     ids = range(first, first + len(class_names)) if category_ids is None else category_ids
     if len(ids) != len(class_names):
-        raise InputError(f"{len(class_names)} class names need as many category ids, not {len(ids)}")
+        raise InputError(
+            f"{len(class_names)} class names need as many category ids, not {len(ids)}"
+        )
     before: tuple[str, ...] = (BACKGROUND,) if layout == "background-first" else ()
     after: tuple[str, ...] = (BACKGROUND,) if layout == "background-last" else ()
     return ClassTable(

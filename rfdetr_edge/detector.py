@@ -91,6 +91,11 @@ class Detector:
         """(height, width) in pixels that images are squashed to."""
         return self.metadata.input.resolution
 
+    @property
+    def batch_size(self) -> int | None:
+        """Images of one run where the artifact fixes them, None where any number will do."""
+        return self._binding.batch
+
     def __enter__(self) -> "Detector":
         return self
 
@@ -103,7 +108,7 @@ class Detector:
 
     def warm_up(self) -> None:
         """One run on an empty image: the first run of most backends is slower than all others."""
-        size = self._binding.batch or 1
+        size = self.batch_size or 1
         self._run(np.zeros((size, 3, *self.resolution), np.float32))
 
     @overload
@@ -165,7 +170,7 @@ class Detector:
         return self._predict_chunk([_load(images, bgr)], threshold)[0]
 
     def _chunk_size(self, batch_size: int | None) -> int:
-        fixed = self._binding.batch
+        fixed = self.batch_size
         if batch_size is None:
             return fixed or _DYNAMIC_BATCH
         if batch_size < 1 or (fixed is not None and batch_size > fixed):
@@ -189,7 +194,7 @@ class Detector:
     def _predict_chunk(self, images: list[NDArray[Any]], threshold: float) -> list[Detections]:
         """One run; a last chunk smaller than a fixed batch is filled up with zeros."""
         tensor = preprocess_batch(images, self.metadata.input)
-        missing = (self._binding.batch or len(images)) - len(images)
+        missing = (self.batch_size or len(images)) - len(images)
         if missing:
             tensor = np.concatenate([tensor, np.zeros((missing, *tensor.shape[1:]), np.float32)])
         dets, labels = self._run(tensor)

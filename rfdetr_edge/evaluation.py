@@ -22,7 +22,7 @@ from rfdetr_edge.classes import ClassTable
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import InputError
-from rfdetr_edge.images import read_image
+from rfdetr_edge.images import RGB, read_image
 
 # where COCOeval.summarize leaves what we report
 _AP, _AP50, _AP75, _AR100 = 0, 1, 2, 8
@@ -87,19 +87,29 @@ def detect_annotated(
     images: the folder that its file names refer to. advance: called after each image.
     Raises InputError for an image that is missing, broken, or not of the annotated size.
     """
-    found = {}
-    for entry in read_annotations(annotations)["images"]:
-        path = images / entry["file_name"]
-        image = read_image(path, upright=False)
-        stated = (entry.get("height"), entry.get("width"))
-        if None not in stated and stated != image.shape[:2]:
-            raise InputError(
-                f"{path} is {image.shape[1]}x{image.shape[0]} pixels, but {annotations} says "
-                f"{stated[1]}x{stated[0]}: its boxes belong to another picture"
-            )
-        found[entry["id"]] = detector.predict(image, threshold=0.0)
-        advance()
+    entries = read_annotations(annotations)["images"]
+    size = detector.batch_size or 1
+    found: dict[int, Detections] = {}
+    for start in range(0, len(entries), size):
+        chunk = entries[start : start + size]
+        photos = [_annotated_photo(annotations, images, entry) for entry in chunk]
+        detections = detector.predict(photos, threshold=0.0)
+        for entry, one in zip(chunk, detections, strict=True):
+            found[entry["id"]] = one
+            advance()
     return found
+
+
+def _annotated_photo(annotations: Path, images: Path, entry: Mapping[str, Any]) -> RGB:
+    path = images / entry["file_name"]
+    image = read_image(path, upright=False)
+    stated = (entry.get("height"), entry.get("width"))
+    if None not in stated and stated != image.shape[:2]:
+        raise InputError(
+            f"{path} is {image.shape[1]}x{image.shape[0]} pixels, but {annotations} says "
+            f"{stated[1]}x{stated[0]}: its boxes belong to another picture"
+        )
+    return image
 
 
 def read_annotations(path: Path) -> dict[str, Any]:

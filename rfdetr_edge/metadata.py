@@ -116,7 +116,9 @@ def parse_metadata(text: str) -> ModelMetadata:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
-        raise MetadataError(f"the metadata is no JSON ({error}); export the artifact again") from None
+        raise MetadataError(
+            f"the metadata is no JSON ({error}); export the artifact again"
+        ) from None
     if not isinstance(document, dict):
         raise MetadataError("the metadata is no JSON object; export the artifact again")
     schema = _field(document, "schema", int)
@@ -166,11 +168,15 @@ def _class_table(classes: Mapping[str, Any]) -> ClassTable:
     names, category_ids = [], []
     for index, slot in enumerate(slots):
         if not isinstance(slot, dict) or slot.get("id") != index:
-            raise MetadataError(f"metadata field 'slots' must list ids 0, 1, 2, ...: got {slot} at {index}")
+            raise MetadataError(
+                f"metadata field 'slots' must list ids 0, 1, 2, ...: got {slot} at {index}"
+            )
         names.append(_field(slot, "name", str))
         category_id = slot.get("category_id")
         if category_id is not None and type(category_id) is not int:
-            raise MetadataError(f"metadata field 'category_id' of slot {index} must be an integer or null")
+            raise MetadataError(
+                f"metadata field 'category_id' of slot {index} must be an integer or null"
+            )
         category_ids.append(category_id)
     if not names:
         raise MetadataError("metadata field 'slots' is empty: a detector has at least one class")
@@ -191,7 +197,9 @@ def _field(source: Mapping[str, Any], name: str, kind: type) -> Any:
 def _choice(source: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> Any:
     value = _field(source, name, str)
     if value not in allowed:
-        raise MetadataError(f"metadata field {name!r} is {value!r}; this version knows {', '.join(allowed)}")
+        raise MetadataError(
+            f"metadata field {name!r} is {value!r}; this version knows {', '.join(allowed)}"
+        )
     return value
 
 

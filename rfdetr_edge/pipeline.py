@@ -29,23 +29,36 @@ def detect(
 ) -> Tally:
     """Detects on every frame and hands it to every sink, in order.
 
+    Frames are gathered to the batch that the artifact fixes; those of a camera never wait.
     A source that cannot be read is said on `progress` and left, so that one broken file costs
     nothing but itself. An interrupt ends a camera and is raised otherwise. Raises InputError when
     nothing at all could be read, and whatever the detector or a sink raises.
     """
     tally = Tally()
+    waiting: list[Frame] = []
+
+    def flush() -> None:
+        found = detector.predict([frame.image for frame in waiting], threshold=threshold)
+        for frame, detections in zip(waiting, found, strict=True):
+            for sink in sinks:
+                sink(frame, detections)
+            tally.frames += 1
+            tally.detections += len(detections)
+            progress.advance()
+        waiting.clear()
+
     for source in sources:
+        live = isinstance(source, CameraSource)
         try:
             for frame in _readable(source, tally, progress, alone=len(sources) == 1):
-                detections = detector.predict(frame.image, threshold=threshold)
-                for sink in sinks:
-                    sink(frame, detections)
-                tally.frames += 1
-                tally.detections += len(detections)
-                progress.advance()
+                waiting.append(frame)
+                if live or len(waiting) == (detector.batch_size or 1):
+                    flush()
         except KeyboardInterrupt:
-            if not isinstance(source, CameraSource):
+            if not live:
                 raise
+    if waiting:
+        flush()
     if tally.failed and not tally.frames:
         raise InputError(f"nothing to do: none of the {len(sources)} inputs can be read")
     return tally

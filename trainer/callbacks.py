@@ -54,9 +54,12 @@ class BestByAP(pl.Callback):
         """The checkpoint of the best weights so far."""
         return self._config.output / "checkpoint_best_total.pth"
 
-    def on_validation_epoch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Has the last epoch validated, whatever the interval."""
+        if trainer.current_epoch + 1 == self._config.epochs:
+            trainer.check_val_every_n_epoch = 1
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's detections."""
         self._found = {}
 
@@ -70,9 +73,7 @@ class BestByAP(pl.Callback):
         """Collects what `validation_step` found."""
         self._found.update(outputs)
 
-    def on_validation_epoch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs AP and saves the weights when they are the best."""
         result = average_precision(self._annotations, self._found)
         pl_module.log_dict(
@@ -102,5 +103,6 @@ class BestByAP(pl.Callback):
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best AP of the run that is resumed."""
-        self._best = state_dict["best"]
+        """Takes the best AP of the resumed run, unless its weights lie in another folder."""
+        if self.path.is_file():
+            self._best = state_dict["best"]

@@ -1,15 +1,12 @@
 """Reading and writing checkpoints: ours, upstream's published files, and legacy ones.
 
-No pickled code runs: files are opened with torch's weights-only reader, which builds tensors,
-plain containers, and `argparse.Namespace` (the settings of legacy files), and refuses the rest.
-
 Keys written: `model` (tensors under upstream's names), `args` (class_names, notes), `model_name`,
 `model_config`, and `rfdetr_edge` (what upstream's keys have no place for).
 """
 
 import argparse
-import pickle
-import zipfile
+import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +16,19 @@ import torch
 from torch import Tensor
 
 from rfdetr_edge.classes import COCO_NAMES, ClassTable, coco_classes, named_classes
-from rfdetr_edge.errors import ArtifactError
-from rfdetr_edge.files import file_sha256, replacing
+from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.files import replacing
 from rfdetr_edge.variants import VARIANTS, Variant
+from trainer.checkpoint_file import read_file
 from trainer.checkpoint_names import from_file_names, to_file_names
 from trainer.model.encoder import resize_position_table
 from trainer.model.rfdetr import RFDETR
 
 # In the order of the search: the first that stands in the name wins (training.md section 10).
-_NAMES_IN_FILES = ("seg-", "keypoint", "2xlarge", "xxlarge", "xlarge", "large", "medium", "small", "nano", "base", "tiny")  # fmt: skip
+_NAMES_IN_FILES = (
+    *("seg-", "keypoint", "2xlarge", "xxlarge", "xlarge"),
+    *("large", "medium", "small", "nano", "base", "tiny"),
+)
 # Part of every file; means something on keypoint models alone.
 _KEYPOINT_MASK = "_kp_active_mask"
 
@@ -58,16 +59,17 @@ def load_checkpoint(path: str | Path, *, variant: str | None = None) -> Checkpoi
 
     variant: overrides what the file says of itself, for files that say nothing.
     Raises ArtifactError when the file is missing, no checkpoint, needs pickled code, or belongs to
-    a variant or task this version does not know.
+    a variant or task this version does not know; InputError for an unknown `variant`.
     """
     path = Path(path)
-    data, sha256 = _read(path)
+    if variant is not None and variant not in VARIANTS:
+        raise InputError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    data, sha256 = read_file(path)
     weights = _weights(data, path)
     chosen = VARIANTS[variant] if variant is not None else _find_variant(data, path)
-    own = data.get("rfdetr_edge", {})
-    settings = data.get("model_config") or {}
+    own = _as_dict(data.get("rfdetr_edge"))
     args = _as_dict(data.get("args"))
-    resolution = int(settings.get("resolution") or args.get("resolution") or chosen.resolution)
+    resolution = _resolution(_as_dict(data.get("model_config")), args, chosen, path)
     model = build_model(chosen, weights, path=path, resolution=resolution)
     return Checkpoint(
         model=model.eval(),
@@ -82,7 +84,7 @@ def load_checkpoint(path: str | Path, *, variant: str | None = None) -> Checkpoi
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint under our names, to start a training from; errors as above."""
-    return _weights(_read(path)[0], path)
+    return _weights(read_file(path)[0], path)
 
 
 def build_model(
@@ -102,21 +104,22 @@ def build_model(
     """
     found = weights["class_head.weight"].shape[0]
     model = RFDETR(variant, slots or found)
+    misfit = f"{path} does not fit variant {variant.name}"
+    unknown = sorted(set(weights) - set(model.state_dict()) - {_KEYPOINT_MASK})
+    missing = sorted(set(model.state_dict()) - set(weights))
+    if unknown or missing:
+        raise ArtifactError(
+            f"{misfit}: {len(missing)} tensors are missing (first {missing[:1]}), {len(unknown)} "
+            f"are unknown (first {unknown[:1]}); name the right one with --variant"
+        )
     fitted = _fit_class_heads(dict(weights), slots or found)
     _fit_position_table(fitted, model, variant, resolution or variant.resolution)
     expected = model.state_dict()
-    unknown = sorted(set(fitted) - set(expected) - {_KEYPOINT_MASK})
-    missing = sorted(set(expected) - set(fitted))
-    if unknown or missing:
-        raise ArtifactError(
-            f"{path} does not fit variant {variant.name}: {len(missing)} tensors are missing "
-            f"(first {missing[:1]}), {len(unknown)} are unknown (first {unknown[:1]})"
-        )
     for name, tensor in expected.items():
         if fitted[name].shape != tensor.shape:
             raise ArtifactError(
-                f"{path} does not fit variant {variant.name}: {name} has shape "
-                f"{tuple(fitted[name].shape)}, expected {tuple(tensor.shape)}"
+                f"{misfit}: {name} has shape {tuple(fitted[name].shape)}, expected "
+                f"{tuple(tensor.shape)}; name the right one with --variant"
             )
     model.load_state_dict({name: fitted[name] for name in expected})
     return model
@@ -144,34 +147,11 @@ def save_checkpoint(
             "antialias": antialias,
         },
     }
+    # torch turns a full disk into a RuntimeError that does not say so
+    content = io.BytesIO()
+    torch.save(data, content)
     with replacing(path) as temporary:
-        torch.save(data, temporary)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    try:
-        sha256 = file_sha256(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; give the path of a checkpoint (.pth)") from None
-    except IsADirectoryError:
-        raise ArtifactError(f"{path} is a folder; give the path of a checkpoint (.pth)") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("Unsupported")[2] or str(error).splitlines()[-1]
-        raise ArtifactError(
-            f"{path} is no plain weights file and was not opened further, since its pickled "
-            f"content could run code ({reason.strip()[:200]}). Save it again with tensors, numbers "
-            "and strings alone"
-        ) from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0][:200]}); it may be "
-            "truncated: copy or download it again"
-        ) from None
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path} holds a {type(data).__name__}, not a checkpoint's dictionary")
-    return data, sha256
+        temporary.write_bytes(content.getbuffer())
 
 
 def _weights(data: dict[str, Any], path: Path) -> dict[str, Tensor]:
@@ -185,8 +165,11 @@ def _weights(data: dict[str, Any], path: Path) -> dict[str, Tensor]:
         if isinstance(tensor, Tensor)
     }
     weights = from_file_names(plain)
-    if "class_head.weight" not in weights:
-        raise ArtifactError(f"{path} holds no RF-DETR weights: class_embed.weight is missing")
+    head = weights.get("class_head.weight")
+    if head is None or head.ndim != 2 or not head.numel():
+        raise ArtifactError(
+            f"{path} holds no RF-DETR weights: it lacks the matrix class_embed.weight"
+        )
     if any(name.startswith(("segmentation_head.", "keypoint_embed.")) for name in plain):
         raise ArtifactError(
             f"{path} is a segmentation or keypoint checkpoint; this version reads detection ones"
@@ -207,12 +190,25 @@ def _find_variant(data: dict[str, Any], path: Path) -> Variant:
     hint = str(_as_dict(data.get("args")).get("pretrain_weights") or "").lower()
     text = path.name.lower() if hint in ("", "none", "null") else hint
     name = next((part for part in _NAMES_IN_FILES if part in text), None)
-    if name not in VARIANTS:
+    if name is None or name not in VARIANTS:
         raise ArtifactError(
             f"{path} does not say which variant it is, and {text!r} names none of "
             f"{', '.join(VARIANTS)}; name it with --variant"
         )
     return VARIANTS[name]
+
+
+def _resolution(
+    settings: dict[str, Any], args: dict[str, Any], variant: Variant, path: Path
+) -> int:
+    """What the file says, else the variant's own."""
+    side = settings.get("resolution") or args.get("resolution") or variant.resolution
+    if type(side) is not int or side < variant.block_size or side % variant.block_size:
+        raise ArtifactError(
+            f"{path} says its resolution is {side!r}, which is no multiple of "
+            f"{variant.block_size}, as variant {variant.name} needs it"
+        )
+    return side
 
 
 def _as_dict(args: object) -> dict[str, Any]:
@@ -234,7 +230,7 @@ def _class_table(
 
 def _fit_class_heads(weights: dict[str, Tensor], slots: int) -> dict[str, Tensor]:
     for name, tensor in weights.items():
-        if "class_head." in name and tensor.shape[0] != slots:
+        if "class_head." in name and tensor.ndim and tensor.shape[0] != slots:
             copies = -(-slots // tensor.shape[0])
             weights[name] = tensor.repeat(copies, *[1] * (tensor.ndim - 1))[:slots]
     return weights
@@ -248,6 +244,6 @@ def _fit_position_table(
     side = resolution // variant.patch_size if follows_resolution else variant.position_grid
     model.encoder.fix_grid(side, side)
     table = weights["encoder.positions"]
-    old = round((table.shape[1] - 1) ** 0.5)
-    if old != side:
+    old = math.isqrt(table.numel() // variant.encoder.width)
+    if old != side and table.shape == (1, 1 + old**2, variant.encoder.width):
         weights["encoder.positions"] = resize_position_table(table, (old, old), (side, side))

@@ -9,27 +9,30 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_VIT = "backbone.0.encoder.encoder."
+_PROJECTOR = "backbone.0.projector."
+
 # (our name, name in the file); the first pattern that matches the start of a name wins.
 # `{}` stands for one number, the same on both sides.
 _TABLE = (
-    ("encoder.patches.", "backbone.0.encoder.encoder.embeddings.patch_embeddings.projection."),
-    ("encoder.class_token", "backbone.0.encoder.encoder.embeddings.cls_token"),
-    ("encoder.mask_token", "backbone.0.encoder.encoder.embeddings.mask_token"),
-    ("encoder.positions", "backbone.0.encoder.encoder.embeddings.position_embeddings"),
-    ("encoder.blocks.{}.attention.output.", "backbone.0.encoder.encoder.encoder.layer.{}.attention.output.dense."),
-    ("encoder.blocks.{}.attention.", "backbone.0.encoder.encoder.encoder.layer.{}.attention.attention."),
-    ("encoder.blocks.{}.scale1", "backbone.0.encoder.encoder.encoder.layer.{}.layer_scale1.lambda1"),
-    ("encoder.blocks.{}.scale2", "backbone.0.encoder.encoder.encoder.layer.{}.layer_scale2.lambda1"),
-    ("encoder.blocks.{}.fc", "backbone.0.encoder.encoder.encoder.layer.{}.mlp.fc"),
-    ("encoder.blocks.{}.", "backbone.0.encoder.encoder.encoder.layer.{}."),
-    ("encoder.norm.", "backbone.0.encoder.encoder.layernorm."),
-    ("projector.levels.{}.fuse.chain.{}.conv{}.norm.", "backbone.0.projector.stages.{}.0.m.{}.cv{}.bn."),
-    ("projector.levels.{}.fuse.chain.{}.conv{}.", "backbone.0.projector.stages.{}.0.m.{}.cv{}."),
-    ("projector.levels.{}.fuse.conv{}.norm.", "backbone.0.projector.stages.{}.0.cv{}.bn."),
-    ("projector.levels.{}.fuse.conv{}.", "backbone.0.projector.stages.{}.0.cv{}."),
-    ("projector.levels.{}.norm.", "backbone.0.projector.stages.{}.1."),
-    ("projector.levels.{}.resample.{}.norm.", "backbone.0.projector.stages_sampling.{}.{}.0.bn."),
-    ("projector.levels.{}.resample.{}.", "backbone.0.projector.stages_sampling.{}.{}.0."),
+    ("encoder.patches.", _VIT + "embeddings.patch_embeddings.projection."),
+    ("encoder.class_token", _VIT + "embeddings.cls_token"),
+    ("encoder.mask_token", _VIT + "embeddings.mask_token"),
+    ("encoder.positions", _VIT + "embeddings.position_embeddings"),
+    ("encoder.blocks.{}.attention.output.", _VIT + "encoder.layer.{}.attention.output.dense."),
+    ("encoder.blocks.{}.attention.", _VIT + "encoder.layer.{}.attention.attention."),
+    ("encoder.blocks.{}.scale1", _VIT + "encoder.layer.{}.layer_scale1.lambda1"),
+    ("encoder.blocks.{}.scale2", _VIT + "encoder.layer.{}.layer_scale2.lambda1"),
+    ("encoder.blocks.{}.fc", _VIT + "encoder.layer.{}.mlp.fc"),
+    ("encoder.blocks.{}.", _VIT + "encoder.layer.{}."),
+    ("encoder.norm.", _VIT + "layernorm."),
+    ("projector.levels.{}.fuse.chain.{}.conv{}.norm.", _PROJECTOR + "stages.{}.0.m.{}.cv{}.bn."),
+    ("projector.levels.{}.fuse.chain.{}.conv{}.", _PROJECTOR + "stages.{}.0.m.{}.cv{}."),
+    ("projector.levels.{}.fuse.conv{}.norm.", _PROJECTOR + "stages.{}.0.cv{}.bn."),
+    ("projector.levels.{}.fuse.conv{}.", _PROJECTOR + "stages.{}.0.cv{}."),
+    ("projector.levels.{}.norm.", _PROJECTOR + "stages.{}.1."),
+    ("projector.levels.{}.resample.{}.norm.", _PROJECTOR + "stages_sampling.{}.{}.0.bn."),
+    ("projector.levels.{}.resample.{}.", _PROJECTOR + "stages_sampling.{}.{}.0."),
     ("proposals.{}.transform.", "transformer.enc_output.{}."),
     ("proposals.{}.norm.", "transformer.enc_output_norm.{}."),
     ("proposals.{}.class_head.", "transformer.enc_out_class_embed.{}."),
@@ -40,7 +43,7 @@ _TABLE = (
     ("decoder.", "transformer.decoder."),
     ("class_head.", "class_embed."),
     ("box_head.", "bbox_embed."),
-)  # fmt: skip
+)
 
 
 def _rule(start: str, other: str) -> tuple[re.Pattern[str], str]:

@@ -26,7 +26,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE", default=quiet, help="checkpoint to start from"
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="FILE", default=quiet, help="last.ckpt of a run to go on with"
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        default=quiet,
+        help="last.ckpt of a run to go on with",
     )
     for name, kind, text in (
         ("--epochs", int, None),

@@ -1,6 +1,7 @@
 """fit(config): one training run, from a data set to the best checkpoint."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -8,23 +9,35 @@ from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
 
 from rfdetr_edge.classes import ClassTable
+from rfdetr_edge.errors import ArtifactError
 from rfdetr_edge.files import make_folder, replacing
 from trainer.callbacks import BestByAP, weight_average
 from trainer.checkpoint import build_model, load_weights
+from trainer.checkpoint_file import read_file
 from trainer.config import TrainConfig
 from trainer.data.coco import read_classes
 from trainer.data.module import DetectionData
 from trainer.model.rfdetr import RFDETR
 from trainer.module import DetectionModule
 
+# What Lightning and torch warn of without need, by the start of the message.
+_NOISE = (
+    r".*does not have many workers",  # one keeps up with a small network
+    r".* directory .* exists and is not empty",  # training_config.json lies there already
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 under torch 2.13
+    r".*multi-threaded, use of fork",  # Python 3.12: a worker ends OpenCV's threads, not torch's
+)
+
 
 def fit(config: TrainConfig, *, progress: bool = False) -> Path:
     """Trains and returns the checkpoint of the weights with the highest AP on the valid split.
 
     Beside it in `config.output`: last.ckpt (Lightning's, for `resume`), metrics.csv and
-    training_config.json. Raises InputError for a data set, ArtifactError for start weights that
+    training_config.json. Raises InputError for a data set, ArtifactError for a checkpoint that
     cannot be used.
     """
+    if config.resume is not None:
+        _check_resumable(config.resume)
     pl.seed_everything(config.seed)
     classes = read_classes(config.dataset)
     data = DetectionData(config, classes)
@@ -42,14 +55,25 @@ def fit(config: TrainConfig, *, progress: bool = False) -> Path:
         enable_model_summary=False,
         check_val_every_n_epoch=config.eval_interval,
         num_sanity_val_steps=0,
-        log_every_n_steps=10,
+        log_every_n_steps=1,
         logger=CSVLogger(config.output, name="", version=""),
     )
     with replacing(config.output / "training_config.json") as temporary:
         text = json.dumps(json.loads(config.model_dump_json()), indent=2)
         temporary.write_text(text + "\n")
-    trainer.fit(module, datamodule=data, ckpt_path=config.resume)
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
     return best.path
+
+
+def _check_resumable(path: Path) -> None:
+    if "optimizer_states" not in read_file(path)[0]:
+        raise ArtifactError(
+            f"{path} has no optimizer state to go on from; resume from a run's last.ckpt, or start "
+            "a new run from these weights"
+        )
 
 
 def _start(config: TrainConfig, classes: ClassTable) -> RFDETR:

@@ -24,7 +24,7 @@ ClassLoss = Callable[[Tensor, Cells, Tensor], Tensor]
 
 
 def ia_bce(logits: Tensor, cells: Cells, iou: Tensor) -> Tensor:
-    """IoU-aware BCE: a matched cell aims at p^0.25 * IoU^0.75, every other at 0, weighted by p^2."""
+    """IoU-aware BCE: a matched cell aims at p^0.25 * IoU^0.75, all others at 0, weighted by p^2."""
     p = logits.sigmoid()
     goal = (p[cells].detach() ** 0.25 * iou**0.75).clamp(min=0.01)
     positive = torch.zeros_like(logits).index_put(cells, goal)

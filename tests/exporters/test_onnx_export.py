@@ -105,9 +105,7 @@ def test_the_metadata_says_what_the_artifact_is(tiny_checkpoint, tmp_path):
     path = tmp_path / "model.onnx"
     checkpoint = load_checkpoint(tiny_checkpoint)
     notes = {"line": 7}
-    comparison = export_onnx(
-        checkpoint, path, OnnxOptions(notes=notes), images=photo_paths()
-    )
+    comparison = export_onnx(checkpoint, path, OnnxOptions(notes=notes), images=photo_paths())
     assert comparison is not None
     assert comparison.pairs > 0
     with Detector(path) as detector:

@@ -97,9 +97,7 @@ def test_a_pair_may_only_be_missing_at_the_cut_off():
     tied[reference["labels"] == next_one] = last - 1e-4
     swapped = tied.copy()
     swapped[reference["labels"] == last] = last - 2e-4
-    comparison = _compare(
-        {**reference, "labels": swapped}, reference={**reference, "labels": tied}
-    )
+    comparison = _compare({**reference, "labels": swapped}, reference={**reference, "labels": tied})
     assert comparison.passed
     assert comparison.pairs == 29
 

@@ -244,3 +244,14 @@ def test_the_embedded_model_is_the_default(capsys):
     assert main(["predict", str(PHOTOS[0]), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)["detections"]
     assert "RBC" in {detection["class_name"] for detection in found}
+
+
+def test_a_fixed_batch_is_filled_and_gives_what_single_runs_give(tmp_path, capsys):
+    records = []
+    for batch in (1, 2):
+        path = tmp_path / f"batch{batch}.onnx"
+        save_detector(path, batch=batch, metadata_json=metadata().to_json())
+        assert main(["predict", FOLDER, "--model", str(path), "--json", "-"]) == 0
+        records.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert len(records[0]) == len(PHOTOS)
+    assert records[0] == records[1]

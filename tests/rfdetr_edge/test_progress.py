@@ -8,13 +8,24 @@ import pytest
 
 from rfdetr_edge.progress import Progress
 
+END = "\0"
+
 
 @pytest.fixture
 def terminal():
     """A real terminal to write to, and a function that says what has been written so far."""
     reading, writing = pty.openpty()
     with os.fdopen(writing, "w") as stream:
-        yield stream, lambda: os.read(reading, 100_000).decode()
+
+        def shown():
+            stream.write(END)
+            stream.flush()
+            text = ""
+            while not text.endswith(END):  # what is written comes out later, and in pieces
+                text += os.read(reading, 100_000).decode()
+            return text.removesuffix(END)
+
+        yield stream, shown
     os.close(reading)
 
 

@@ -1,6 +1,5 @@
 """COCO-format folders: `train|valid|test/_annotations.coco.json` with the images beside it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from rfdetr_edge.classes import ClassTable, named_classes
 from rfdetr_edge.errors import InputError
+from rfdetr_edge.evaluation import read_annotations
 
 ANNOTATIONS = "_annotations.coco.json"
 
@@ -44,20 +44,17 @@ def read_classes(dataset: Path) -> ClassTable:
     another's supercategory, without annotations of their own) are left out. The last slot is
     background. Raises InputError when the split is missing or malformed.
     """
-    path = dataset / "train" / ANNOTATIONS
-    document = _read(path)
+    path, document = _read(dataset, "train")
     used = {row["category_id"] for row in document["annotations"]}
     groups = {row.get("supercategory") for row in document["categories"]}
     kept = sorted(
-        (
-            row
-            for row in document["categories"]
-            if row["id"] in used or row["name"] not in groups
-        ),
+        (row for row in document["categories"] if row["id"] in used or row["name"] not in groups),
         key=lambda row: row["id"],
     )
     if not kept:
         raise InputError(f"{path} lists no categories; a detector needs at least one class")
+    if len({row["name"] for row in kept}) < len(kept):
+        raise InputError(f"{path} gives two categories the same name; rename one of them")
     return named_classes(
         "background-last", [row["name"] for row in kept], [row["id"] for row in kept]
     )
@@ -67,10 +64,9 @@ def read_split(dataset: Path, name: str, classes: ClassTable) -> CocoSplit:
     """The images of `train`, `valid` or `test` with their boxes.
 
     Crowd annotations and boxes that are empty after clipping are dropped. Raises InputError when
-    the split or an image is missing, or a category is not in `classes`.
+    the split or an image is missing, a category is not in `classes`, or no box is left.
     """
-    path = dataset / name / ANNOTATIONS
-    document = _read(path)
+    path, document = _read(dataset, name)
     slots = {category_id: slot for slot, category_id in enumerate(classes.category_ids)}
     rows: dict[int, list[dict[str, Any]]] = {row["id"]: [] for row in document["images"]}
     for row in document["annotations"]:
@@ -84,8 +80,8 @@ def read_split(dataset: Path, name: str, classes: ClassTable) -> CocoSplit:
     images = tuple(
         _labelled(path.parent, row, rows[row["id"]], slots) for row in document["images"]
     )
-    if not images:
-        raise InputError(f"{path} lists no images")
+    if not any(len(image.labels) for image in images):
+        raise InputError(f"{path} has no image with a box: nothing to learn, or to measure by")
     return CocoSplit(path, images)
 
 
@@ -98,7 +94,9 @@ def _labelled(
     path = folder / image["file_name"]
     if not path.is_file():
         raise InputError(f"{path} is listed in {folder / ANNOTATIONS} but does not exist")
-    height, width = image["height"], image["width"]
+    height, width = (image.get(side) for side in ("height", "width"))
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise InputError(f"{folder / ANNOTATIONS} gives {path.name} no width and height in pixels")
     xywh = np.array([row["bbox"] for row in annotations], np.float32).reshape(-1, 4)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes = boxes.clip(0, np.array([width, height, width, height], np.float32))
@@ -107,17 +105,11 @@ def _labelled(
     return LabelledImage(path, image["id"], (height, width), boxes[kept], labels[kept])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
+def _read(dataset: Path, split: str) -> tuple[Path, dict[str, Any]]:
+    path = dataset / split / ANNOTATIONS
+    if not path.is_file():
         raise InputError(
             f"{path} does not exist; a data set is a folder with train, valid and test, each "
             f"holding {ANNOTATIONS} and its images"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
-    missing = {"images", "annotations", "categories"} - set(document)
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}; it is no COCO detection file")
-    return dict(document)
+        )
+    return path, read_annotations(path)

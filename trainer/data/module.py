@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rfdetr_edge.classes import ClassTable
+from rfdetr_edge.errors import InputError
 from rfdetr_edge.images import read_image
 from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.preprocess import preprocess
@@ -22,9 +23,9 @@ from trainer.targets import Target
 
 
 class Draw(NamedTuple):
-    """One item of an epoch: an image, the side of the square it becomes, and its own seed."""
+    """One item of an epoch: which image, the side of the square it becomes, its own seed."""
 
-    index: int
+    image: int
     side: int
     seed: int
 
@@ -72,7 +73,7 @@ class TrainingImages(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
         rng = np.random.default_rng(draw.seed)
-        labelled = self._images[draw.index]
+        labelled = self._images[draw.image]
         sample = _sample(labelled)
         if rng.random() < self._config.paste_probability:
             sample = self._bank.paste(sample, rng)
@@ -96,6 +97,12 @@ class ValidationImages(Dataset[tuple[Tensor, Target]]):
 
 def _sample(labelled: LabelledImage) -> Sample:
     image = read_image(labelled.path, upright=False)
+    if image.shape[:2] != labelled.source_size:
+        height, width = labelled.source_size
+        raise InputError(
+            f"{labelled.path} is {image.shape[1]}x{image.shape[0]} pixels, but its annotations say "
+            f"{width}x{height}: its boxes belong to another picture"
+        )
     return Sample(image, labelled.boxes, labelled.labels)
 
 
@@ -145,7 +152,9 @@ class DetectionData(pl.LightningDataModule):
         images = ValidationImages(self.valid_split, self._config)
         return self._loader(images, batch_size=self._config.batch_size)
 
-    def _loader(self, images: Dataset[tuple[Tensor, Target]], **options: object) -> DataLoader[tuple[Tensor, Target]]:
+    def _loader(
+        self, images: Dataset[tuple[Tensor, Target]], **options: object
+    ) -> DataLoader[tuple[Tensor, Target]]:
         # A worker is a fork, and a fork of OpenCV's thread pool waits for ever: end the pool first.
         cv2.setNumThreads(1)
         return DataLoader(

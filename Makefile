@@ -1,0 +1,52 @@
+# Every target sets up what it needs from nothing but a Python; venvs are renewed when the
+# requirements change. PYTHON runs everything (3.11 or newer), PYTHON310 the oldest venv.
+PYTHON ?= python3
+PYTHON310 ?= $(shell PYENV_VERSION=3.10.13 python3 -c 'import sys; \
+	print(sys.executable if sys.version_info[:2] == (3, 10) else "python3.10")' 2>/dev/null || echo python3.10)
+
+PIP := -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo lint test test-main test-oldest test-slow
+
+demo: .venv-demo/.stamp
+	.venv-demo/bin/rfdetr-edge demo
+
+lint: .venv-lint/.stamp
+	.venv-lint/bin/ruff format --check
+	.venv-lint/bin/ruff check
+	.venv-lint/bin/mypy
+	.venv-lint/bin/lint-imports --no-logo
+
+test: test-main test-oldest
+
+test-main: .venv/.stamp
+	.venv/bin/python -m pytest -q
+
+# The runtime alone, on the oldest Python and the oldest libraries it promises to work with.
+test-oldest: .venv-oldest/.stamp
+	.venv-oldest/bin/python -m pytest -q tests/rfdetr_edge tests/contract tests/property
+
+test-slow: .venv/.stamp
+	.venv/bin/python -m pytest -q -m slow
+
+# Not editable, so that the demo shows what users get: the files that the wheel holds.
+.venv-demo/.stamp: pyproject.toml constraints.txt $(wildcard rfdetr_edge/*.py rfdetr_edge/backends/*.py rfdetr_edge/demo/*.*)
+	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python $(PIP) -c constraints.txt '.[onnx]'
+	touch $@
+
+.venv-lint/.stamp: constraints.txt
+	test -x .venv-lint/bin/python || $(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/python $(PIP) -c constraints.txt ruff mypy import-linter numpy pydantic
+	touch $@
+
+.venv/.stamp: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+.venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
+	test -x .venv-oldest/bin/python || $(PYTHON310) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt -e '.[onnx,eval,supervision]' \
+		onnx pillow pytest hypothesis
+	touch $@

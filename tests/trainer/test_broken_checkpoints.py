@@ -1,0 +1,82 @@
+"""Checkpoints that are refused: each with one clear error, and none runs code."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rfdetr_edge.errors import ArtifactError
+from trainer.checkpoint import load_checkpoint
+
+
+class _Payload:
+    """Unpickled by Python itself, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_payload_is_refused_and_does_not_run(tmp_path, tiny, zipped):
+    path, witness = tmp_path / "tiny.pth", tmp_path / "witness"
+    data = {"model": tiny, "args": _Payload(witness)}
+    torch.save(data, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ArtifactError, match=r"pickles \w+\.mkdir.*can run code"):
+        load_checkpoint(path)
+    assert not witness.exists()
+    torch.load(path, weights_only=False)
+    assert witness.exists()  # so the payload was live
+
+
+def test_a_numpy_scalar_in_the_settings_is_refused_by_name(tmp_path, tiny):
+    path = tmp_path / "tiny.pth"
+    torch.save({"model": tiny, "args": {"lr": np.float64(1e-4)}}, path)
+    with pytest.raises(ArtifactError, match=r"numpy\.\S*scalar.*Save it again with tensors"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"hello world\n", b"GIF89a" * 99, b"PK\x05\x06" + bytes(18)]
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    path = tmp_path / "tiny.pth"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"tiny\.pth cannot be read as a checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, tiny, zipped, share):
+    path = tmp_path / "tiny.pth"
+    torch.save({"model": tiny}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ArtifactError, match="truncated"):
+        load_checkpoint(path)
+
+
+def test_a_path_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="does not exist"):
+        load_checkpoint(tmp_path / "missing.pth")
+    with pytest.raises(ArtifactError, match="is a folder"):
+        load_checkpoint(tmp_path)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ArtifactError, match="holds a list"):
+        load_checkpoint(tmp_path / "list.pth")
+    torch.save({"model": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "other.pth")
+    with pytest.raises(ArtifactError, match="holds no RF-DETR weights"):
+        load_checkpoint(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["segmentation_head.x", "keypoint_embed.0.weight"])
+def test_a_checkpoint_of_another_task_is_refused(tmp_path, tiny, name):
+    path = tmp_path / "tiny.pth"
+    torch.save({"model": {**tiny, name: torch.zeros(1)}}, path)
+    with pytest.raises(ArtifactError, match="segmentation or keypoint checkpoint"):
+        load_checkpoint(path)
