@@ -4,7 +4,7 @@ The exporters write it, the runtime reads it and never guesses from shapes. In O
 `metadata_props` entry `rfdetr_edge`; other formats carry the same text in a sidecar.
 
     {"schema": 1, "task": "detection", "variant": "tiny", "precision": "fp32",
-     "input": {"resolution": [352, 352], "mean": [...], "std": [...], "channel_order": "RGB",
+     "input": {"resolution": [384, 384], "mean": [...], "std": [...], "channel_order": "RGB",
                "resize": "bilinear-half-pixel", "antialias": true},
      "classes": {"layout": "background-last",
                  "slots": [{"id": 0, "name": "RBC", "category_id": 1}, ...]},

@@ -24,6 +24,7 @@ from trainer.module import DetectionModule
 _NOISE = (
     r".*does not have many workers",  # one keeps up with a small network
     r".* directory .* exists and is not empty",  # training_config.json lies there already
+    r"The dirpath has changed",  # a resumed run may write into another folder
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 under torch 2.13
     r".*multi-threaded, use of fork",  # Python 3.12: a worker ends OpenCV's threads, not torch's
 )

@@ -18,8 +18,8 @@ from rfdetr_edge.errors import ArtifactError, InputError
 from trainer.checkpoint import Checkpoint, load_checkpoint
 from trainer.model.rfdetr import RFDETR
 
-# Two neighbours in the ranking of proposals that are closer than this may change places by rounding.
-DECIDED = 1e-4
+# Neighbours in the ranking of proposals that are closer than this may change places by rounding.
+DECIDED = 2.5e-5
 
 
 def _ranking_gaps(model: RFDETR, tensor: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def _decided_images(model: RFDETR, count: int, shape: tuple[int, int]) -> np.nda
     found: list[np.ndarray] = []
     for seed in range(200):
         image = normalize(make_images(seed, 1, *shape))
-        if _ranking_gaps(model, torch.from_numpy(image)).item() > DECIDED / 4:
+        if _ranking_gaps(model, torch.from_numpy(image)).item() > DECIDED:
             found.append(image)
         if len(found) == count:
             return np.concatenate(found)

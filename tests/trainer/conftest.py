@@ -20,7 +20,7 @@ from trainer.model.rfdetr import RFDETR
 # Small tensors gain nothing from more threads, and a shared machine loses by them.
 torch.set_num_threads(1)
 
-PHOTOS = Path(__file__).parent / "photos.coco.json"
+PHOTOS = Path(__file__).parent.parent / "photos.coco.json"
 
 
 def _write_split(folder: Path, document: dict) -> Path:

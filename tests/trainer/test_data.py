@@ -10,6 +10,7 @@ from rfdetr_edge.errors import InputError
 from rfdetr_edge.images import read_image
 from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.preprocess import preprocess
+from rfdetr_edge.variants import VARIANTS
 from trainer.config import TrainConfig
 from trainer.data.coco import read_classes, read_split
 from trainer.data.module import DetectionData, Draw, EpochSampler, TrainingImages, ValidationImages
@@ -171,7 +172,7 @@ def test_the_resolution_is_small_at_first(dataset):
     assert {draw.side for draw in sampler} == {64}
     sampler.set_epoch(3)
     assert {draw.side for draw in sampler} == {96}
-    assert _config(dataset).side_at(0) == 352
+    assert _config(dataset).side_at(0) == VARIANTS["tiny"].resolution
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(dataset):

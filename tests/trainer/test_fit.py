@@ -56,7 +56,7 @@ def _column(output: Path, name: str) -> dict[int, float]:
 def test_the_loss_falls(run):
     loss = _column(run, "train/loss")
     assert sorted(loss) == list(range(EPOCHS))
-    assert loss[EPOCHS - 1] < 0.8 * loss[0]
+    assert loss[EPOCHS - 1] < 0.9 * loss[0]
 
 
 def test_every_file_is_written(run):
@@ -91,6 +91,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(run, dataset, tmp_pa
     fit(_config(dataset, first, epochs=4, num_workers=1))
     assert _last(first)["epoch"] == 3
     fit(_config(dataset, second, resume=first / "last.ckpt"))
+    assert (first / "last.ckpt").is_file()
+    assert load_checkpoint(second / "checkpoint_best_total.pth").variant.name == "tiny"
     assert sorted(_column(second, "train/loss")) == [4, 5]
     whole, resumed = _last(run), _last(second)
     assert resumed["epoch"] == whole["epoch"] == EPOCHS - 1
