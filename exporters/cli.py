@@ -1,6 +1,9 @@
 """`rfdetr-edge export` and `rfdetr-edge verify`."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rfdetr_edge.commands import Command
@@ -56,18 +59,16 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix.lower() != ".onnx":
         raise InputError(f"the artifact must end in .onnx, not {arguments.output.name!r}")
     images = None if arguments.no_verify else gate_images(arguments.images)
-    comparison = export_onnx(
-        load_checkpoint(arguments.checkpoint, variant=arguments.variant),
-        arguments.output,
-        OnnxOptions(
-            shape=tuple(arguments.shape) if arguments.shape else None,
-            batch=arguments.batch,
-            opset=arguments.opset,
-            antialias=arguments.antialias,
-            notes=arguments.notes,
-        ),
-        images=images,
+    options = OnnxOptions(
+        shape=tuple(arguments.shape) if arguments.shape else None,
+        batch=arguments.batch,
+        opset=arguments.opset,
+        antialias=arguments.antialias,
+        notes=arguments.notes,
     )
+    with _naming_lack_of_memory():
+        checkpoint = load_checkpoint(arguments.checkpoint, variant=arguments.variant)
+        comparison = export_onnx(checkpoint, arguments.output, options, images=images)
     print(f"{arguments.output}: {'not compared (--no-verify)' if images is None else comparison}")
     return 0
 
@@ -84,25 +85,42 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from exporters.verify import compare, gate_images
-    from rfdetr_edge.backends import Session, open_session
+    from rfdetr_edge.backends import BACKENDS, Session, open_session
     from rfdetr_edge.detector import Detector
 
     images = gate_images(arguments.images)
     candidate = open_session(arguments.model)
     reference: Session
-    if arguments.reference.suffix.lower() == ".pth":
+    if arguments.reference.suffix.lower() in {row.suffix for row in BACKENDS.values()}:
+        reference = open_session(arguments.reference)
+    else:
         from exporters.torch_reference import TorchSession
         from trainer.checkpoint import load_checkpoint
 
         metadata = Detector.from_session(candidate).metadata
-        reference = TorchSession(load_checkpoint(arguments.reference).model, metadata)
-    else:
-        reference = open_session(arguments.reference)
+        # a checkpoint need not say what it is, the artifact does
+        variant = metadata.variant if metadata.variant in VARIANTS else None
+        checkpoint = load_checkpoint(arguments.reference, variant=variant)
+        reference = TorchSession(checkpoint.model, replace(metadata, classes=checkpoint.classes))
     comparison = compare(reference, candidate, images)
     if not comparison.passed:
         raise ArtifactError(f"{arguments.model} differs from {arguments.reference}: {comparison}")
     print(f"{arguments.model} equals {arguments.reference}: {comparison}")
     return 0
+
+
+@contextmanager
+def _naming_lack_of_memory() -> Iterator[None]:
+    """torch turns it into a RuntimeError of several lines."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            "there is not enough memory for this shape and batch; choose a smaller --shape or "
+            "--batch, or --batch dynamic"
+        ) from None
 
 
 def _batch(text: str) -> int | str:

@@ -5,9 +5,10 @@ unbounded, and `labels` (B, Q, C), raw logits: the names and the order the field
 """
 
 import copy
+import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import rfdetr_edge
-from exporters.onnx_graph import BATCH_AXIS, finish
+from exporters.onnx_graph import BATCH_AXIS, finish, replace_metadata
 from exporters.torch_reference import TorchSession
 from exporters.verify import Comparison, compare
 from rfdetr_edge.backends import open_session
@@ -61,7 +62,7 @@ def export_onnx(
     """
     options = options or OnnxOptions()
     _check(options, checkpoint.variant)
-    metadata = _metadata(checkpoint, options, verified=images is not None)
+    metadata = _metadata(checkpoint, options)
     with replacing(output) as temporary:
         _trace(checkpoint.model, metadata, options, temporary)
         if images is None:
@@ -72,11 +73,15 @@ def export_onnx(
         finally:
             session.close()
         if not comparison.passed:
-            rejected = output.with_name(output.name + ".rejected")
+            target = output.resolve()
+            rejected = target.with_name(target.name + ".rejected")
             temporary.replace(rejected)
             raise ArtifactError(
                 f"the export differs from the checkpoint and is kept as {rejected}: {comparison}"
             )
+        # only now, so that no file that was not compared says so
+        passed = replace(metadata.provenance, verification="passed")
+        replace_metadata(temporary, replace(metadata, provenance=passed))
     return comparison
 
 
@@ -123,7 +128,12 @@ def _trace(model: RFDETR, metadata: ModelMetadata, options: OnnxOptions, path: P
     finish(path, metadata, {"dets": (batch, queries, 4), "labels": (batch, queries, model.slots)})
 
 
-def _metadata(checkpoint: Checkpoint, options: OnnxOptions, *, verified: bool) -> ModelMetadata:
+def _metadata(checkpoint: Checkpoint, options: OnnxOptions) -> ModelMetadata:
+    notes = checkpoint.notes if options.notes is None else options.notes
+    try:
+        json.dumps(notes, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the notes are no JSON value ({error}); give others (--notes)") from None
     antialias = checkpoint.antialias if options.antialias is None else options.antialias
     side = checkpoint.resolution
     return ModelMetadata(
@@ -136,8 +146,8 @@ def _metadata(checkpoint: Checkpoint, options: OnnxOptions, *, verified: bool) -
         provenance=Provenance(
             checkpoint_sha256=checkpoint.sha256,
             tool=f"rfdetr-edge {rfdetr_edge.__version__}",
-            verification="passed" if verified else "skipped",
-            notes=checkpoint.notes if options.notes is None else options.notes,
+            verification="skipped",
+            notes=notes,
         ),
     )
 

@@ -25,7 +25,15 @@ def finish(path: Path, metadata: ModelMetadata, shapes: dict[str, tuple[int | st
                 dim.dim_value = size
     model.producer_name = "rfdetr-edge"
     model.producer_version = metadata.provenance.tool.rpartition(" ")[2]
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, metadata.to_json()
     onnx.checker.check_model(model, full_check=True)
+    _save(model, metadata, path)
+
+
+def replace_metadata(path: Path, metadata: ModelMetadata) -> None:
+    """Writes another document into a finished file."""
+    _save(onnx.load(path), metadata, path)
+
+
+def _save(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     onnx.save(model, path)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from rfdetr_edge.backends import TensorSpec, check_feeds
+from rfdetr_edge.errors import ArtifactError
 from rfdetr_edge.metadata import ModelMetadata
 from trainer.model.rfdetr import RFDETR
 
@@ -50,10 +51,15 @@ class TorchSession:
         return "torch-cpu"
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """One forward pass."""
+        """One forward pass. Raises ArtifactError when the weights are broken."""
         check_feeds(self._inputs, feeds)
         with torch.no_grad():
             boxes, logits = self._model(torch.from_numpy(feeds["input"])).final
+        if not boxes.isfinite().all() or logits.isnan().any():
+            raise ArtifactError(
+                "the checkpoint gives NaN or infinity: its weights are broken; export one of an "
+                "earlier epoch"
+            )
         return {"dets": boxes.numpy(), "labels": logits.numpy()}
 
     def close(self) -> None:

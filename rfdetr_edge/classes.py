@@ -65,11 +65,6 @@ class ClassTable:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def background_slot(self) -> int | None:
-        """The slot that means "nothing", or None."""
-        return self.names.index(BACKGROUND) if BACKGROUND in self.names else None
-
     def foreground(self) -> dict[str, int]:
         """Class name -> category id, in slot order, without background and unnamed slots."""
         return {

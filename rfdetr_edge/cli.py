@@ -14,6 +14,7 @@ the entry point group `rfdetr_edge.commands`.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Like every argparse program it raises SystemExit for --help, --version and unknown arguments.
     """
+    _quiet()
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         run: Callable[[argparse.Namespace], int] = arguments.run
@@ -72,6 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             _discard_stdout()
         return _fail(f"{error.filename or 'stdout'}: {error.strerror}", 1)
     return code
+
+
+def _quiet() -> None:
+    """Keeps OpenCV's logs off stderr, and names that stdout cannot encode from being errors."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -191,10 +201,13 @@ def _open_sinks(
     arguments: argparse.Namespace, sources: Sequence[Source], stack: ExitStack
 ) -> list[Sink]:
     names = [source.name for source in sources]
+    files = [Path(file).resolve() for file in (arguments.json, arguments.coco) if file]
+    if len(set(files)) < len(files):
+        raise InputError(f"--json and --coco both name {arguments.coco}; give each its own file")
     sinks: list[Sink] = []
     if arguments.json == "-":
         sinks.append(json_stream(sys.stdout))
-    elif arguments.json:
+    elif arguments.json is not None:
         sinks.append(stack.enter_context(json_lines(Path(arguments.json))))
     if arguments.coco:
         if not all(isinstance(source, ImageSource) for source in sources):

@@ -158,12 +158,13 @@ class Detector:
         batch_size: images a run. None takes the artifact's batch, or up to 8 where any will do.
 
         Returns Detections for one image, a list for a list, tuple or folder, in the same order.
-        Raises InputError for what cannot be used, BackendError when the run fails or gives NaN.
+        Raises InputError for what cannot be used, BackendError when the run fails or gives
+        what is no number.
         """
         if not (isinstance(threshold, int | float | np.floating) and 0.0 <= threshold <= 1.0):
             raise InputError(f"threshold must be a number from 0 to 1, not {threshold!r}")
         chunk = self._chunk_size(batch_size)
-        if isinstance(images, str | os.PathLike) and Path(images).is_dir():
+        if isinstance(images, str | os.PathLike) and _is_folder(images):
             return list(self._detections(image_files(Path(images)), chunk, threshold, bgr))
         if isinstance(images, list | tuple):
             return list(self._detections(images, chunk, threshold, bgr))
@@ -210,12 +211,19 @@ class Detector:
     def _run(self, tensor: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
         outputs = self._session.run({self._binding.input_name: tensor})
         dets, labels = outputs[self._binding.dets_name], outputs[self._binding.labels_name]
-        if np.isnan(dets).any() or np.isnan(labels).any():
+        if not np.isfinite(dets).all() or np.isnan(labels).any():
             raise BackendError(
-                f"the artifact gave NaN on {self.provider}: it is broken, or its precision too low "
-                "for this device; export it again and verify it there"
+                f"the artifact gave NaN or infinity on {self.provider}: it is broken, or its "
+                "precision too low for this device; export it again and verify it there"
             )
         return dets, labels
+
+
+def _is_folder(path: str | os.PathLike[str]) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):  # too long, out of reach, a NUL: reading it tells
+        return False
 
 
 def _load(image: ImageInput, bgr: bool) -> NDArray[Any]:

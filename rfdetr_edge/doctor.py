@@ -1,15 +1,16 @@
 """Looks at the installation and says what is wrong with it and which command mends it.
 
 Two things break silently: two pip packages that unpack into one folder (opencv-python beside
-opencv-python-headless, onnxruntime beside onnxruntime-gpu), and a pip copy of OpenCV in front of
-the system's own, which on a Jetson is the one that knows its GPU. Returns data, prints nothing.
+opencv-python-headless, onnxruntime beside onnxruntime-gpu), and a pip copy of either library in a
+folder before the system's own, which on a Jetson is the one that knows its GPU. Returns data,
+prints nothing.
 """
 
 import importlib
 import platform
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -60,87 +61,120 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything worth knowing about this installation; nothing is changed."""
-    installed = {
-        _normalised(found.metadata["Name"])
-        for found in distributions()
-        if "Name" in found.metadata  # absent in what a broken uninstall leaves behind
-    }
+    installed = _installed()
     return [
         Finding("ok", "Python", f"{platform.python_version()} on {platform.platform()}"),
         Finding("ok", "NumPy", np.__version__),
-        _onnxruntime(),
+        _onnxruntime(installed),
         *doubled_distributions("ONNX Runtime", ONNXRUNTIME, installed),
-        _opencv(),
+        *hidden_copies("ONNX Runtime", "onnxruntime", ONNXRUNTIME, sys.path, installed),
+        _opencv(installed),
         *doubled_distributions("OpenCV", OPENCV, installed),
-        *shadowed_opencv(sys.path, installed),
+        *hidden_copies("OpenCV", "cv2", OPENCV, sys.path, installed),
         *_extras(),
         _embedded(),
     ]
 
 
 def doubled_distributions(
-    subject: str, rivals: Sequence[str], installed: Collection[str]
+    subject: str, rivals: Sequence[str], installed: Mapping[Path, Collection[str]]
 ) -> list[Finding]:
-    """A finding when several of the rivals, best first, are among the installed distributions."""
-    present = [name for name in rivals if name in installed]
-    if len(present) < 2:
+    """A finding for each folder with several of the rivals, which are given best first.
+
+    installed: folder -> names of the distributions in it.
+    """
+    findings = []
+    for names in installed.values():
+        present = [name for name in rivals if name in names]
+        if len(present) > 1:
+            # they share files, so removing one leaves the other in pieces: all go, one comes back
+            findings.append(
+                Finding(
+                    "wrong",
+                    subject,
+                    f"{' and '.join(present)} overwrite each other's files",
+                    f"pip uninstall -y {' '.join(present)} && pip install {present[0]}",
+                )
+            )
+    return findings
+
+
+def hidden_copies(
+    subject: str,
+    module: str,
+    rivals: Sequence[str],
+    search_path: Sequence[str],
+    installed: Mapping[Path, Collection[str]],
+) -> list[Finding]:
+    """A finding when a pip copy of the module stands before another one on the search path.
+
+    installed: folder -> names of the distributions in it. A copy without one was not put in front
+    by pip, but by somebody who wants it there.
+    """
+    folders = dict.fromkeys(Path(entry).resolve() for entry in search_path if entry)
+    copies = [folder for folder in folders if _holds(folder, module)]
+    if len(copies) < 2:
         return []
-    # they share files, so removing one leaves the other in pieces: all go, one comes back
+    present = [name for name in rivals if name in installed.get(copies[0], ())]
+    if not present:
+        return []
     return [
         Finding(
             "wrong",
             subject,
-            f"{' and '.join(present)} overwrite each other's files",
-            f"pip uninstall -y {' '.join(present)} && pip install {present[0]}",
-        )
-    ]
-
-
-def shadowed_opencv(search_path: Sequence[str], installed: Collection[str]) -> list[Finding]:
-    """A finding when a pip copy of cv2 stands before another copy on the search path."""
-    folders = dict.fromkeys(Path(entry).resolve() for entry in search_path if entry)
-    copies = [folder for folder in folders if _holds_opencv(folder)]
-    present = [name for name in OPENCV if name in installed]
-    if len(copies) < 2 or not present:
-        return []
-    return [
-        Finding(
-            "wrong",
-            "OpenCV",
             f"the pip copy in {copies[0]} hides the one in {copies[1]}",
             f"pip uninstall -y {' '.join(present)}",
         )
     ]
 
 
-def _holds_opencv(folder: Path) -> bool:
-    return (folder / "cv2" / "__init__.py").is_file() or any(folder.glob("cv2*.so"))
+def _installed() -> dict[Path, set[str]]:
+    """Folder -> names of the distributions in it."""
+    found: dict[Path, set[str]] = {}
+    for distribution in distributions():
+        if "Name" in distribution.metadata:  # absent in what a broken uninstall leaves behind
+            folder = Path(str(distribution.locate_file(""))).resolve()
+            found.setdefault(folder, set()).add(_normalised(distribution.metadata["Name"]))
+    return found
+
+
+def _holds(folder: Path, module: str) -> bool:
+    return (folder / module / "__init__.py").is_file() or any(folder.glob(f"{module}*.so"))
 
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _import(module: str, subject: str) -> ModuleType | Finding:
+def _import(
+    module: str, subject: str, rivals: Sequence[str], installed: Mapping[Path, Collection[str]]
+) -> ModuleType | Finding:
     fix = f"pip install 'rfdetr-edge[{EXTRAS[module]}]'"
     try:
-        return importlib.import_module(module)
+        library = importlib.import_module(module)
     except ModuleNotFoundError:
         return Finding("wrong", subject, "not installed", fix)
     except ImportError as error:  # a system library it links to is absent
         return Finding("wrong", subject, f"installed but does not load: {error}", fix)
+    if library.__spec__ is None or library.__spec__.origin is None:
+        # a folder without __init__.py, as removing one of two rivals leaves it
+        names = {name for names in installed.values() for name in names}
+        present = [name for name in rivals if name in names] or rivals[-1:]
+        fix = f"pip install --force-reinstall --no-deps {present[0]}"
+        return Finding("wrong", subject, "installed in pieces", fix)
+    return library
 
 
-def _onnxruntime() -> Finding:
-    module = _import("onnxruntime", "ONNX Runtime")
+def _onnxruntime(installed: Mapping[Path, Collection[str]]) -> Finding:
+    module = _import("onnxruntime", "ONNX Runtime", ONNXRUNTIME, installed)
     if isinstance(module, Finding):
         return module
     providers = ", ".join(module.get_available_providers())
     return Finding("ok", "ONNX Runtime", f"{module.__version__}, built with {providers}")
 
 
-def _opencv() -> Finding:
-    module = _import("cv2", "OpenCV")
+def _opencv(installed: Mapping[Path, Collection[str]]) -> Finding:
+    module = _import("cv2", "OpenCV", OPENCV, installed)
     if isinstance(module, Finding):
         return module
     return Finding("ok", "OpenCV", f"{module.__version__} from {module.__file__}")

@@ -171,6 +171,8 @@ def _from_pil(image: PilImage) -> RGB:
             if wide.min() < 0 or wide.max() > 65535:
                 raise InputError(f"a Pillow image of mode {image.mode} must hold 0 to 65535")
             return np.repeat(_upper_byte(wide)[:, :, None], 3, axis=2)
+        if image.mode == "F":  # convert() would clip it, and make 0-1 black
+            raise InputError("a Pillow image of mode F has no known range; give an array in 0-1")
         return np.asarray(image.convert("RGB"))
     except (OSError, ValueError) as error:  # Pillow reads lazily: a truncated or closed file
         raise InputError(f"the Pillow image cannot be read: {error}") from error

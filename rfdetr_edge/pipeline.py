@@ -38,14 +38,15 @@ def detect(
     waiting: list[Frame] = []
 
     def flush() -> None:
-        found = detector.predict([frame.image for frame in waiting], threshold=threshold)
-        for frame, detections in zip(waiting, found, strict=True):
+        frames = waiting.copy()
+        waiting.clear()  # first, so that no frame is handed on twice after an interrupt
+        found = detector.predict([frame.image for frame in frames], threshold=threshold)
+        for frame, detections in zip(frames, found, strict=True):
             for sink in sinks:
                 sink(frame, detections)
             tally.frames += 1
             tally.detections += len(detections)
             progress.advance()
-        waiting.clear()
 
     for source in sources:
         live = isinstance(source, CameraSource)

@@ -1,6 +1,5 @@
 """What the command line shows, as text; printing it is left to `cli`."""
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rfdetr_edge.backends import TensorSpec, open_session
 from rfdetr_edge.detections import Detections
+from rfdetr_edge.files import file_sha256
 from rfdetr_edge.metadata import parse_metadata
 from rfdetr_edge.pipeline import Tally
 from rfdetr_edge.sources import Frame
@@ -17,8 +17,6 @@ from rfdetr_edge.sources import Frame
 if TYPE_CHECKING:  # both load what most commands do without
     from rfdetr_edge.doctor import Finding
     from rfdetr_edge.evaluation import AveragePrecision
-
-_CHUNK = 2**20
 
 
 def frame_table(frame: Frame, detections: Detections) -> str:
@@ -75,7 +73,7 @@ def describe_artifact(path: Path) -> dict[str, Any]:
         return {
             "file": str(path),
             "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": file_sha256(path),
             "provider": session.provider,
             "inputs": [_tensor(spec) for spec in session.inputs],
             "outputs": [_tensor(spec) for spec in session.outputs],
@@ -149,11 +147,3 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 def _tensor_text(tensor: dict[str, Any]) -> str:
     sizes = ", ".join("?" if size is None else str(size) for size in tensor["shape"])
     return f"{tensor['name']} {tensor['dtype']} ({sizes})"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -13,6 +13,8 @@ from rfdetr_edge.errors import InputError
 from rfdetr_edge.images import IMAGE_SUFFIXES, Url, load_image
 from rfdetr_edge.video import VIDEO_SUFFIXES, VideoReader
 
+_LAST_CAMERA = 99  # above it digits are a mistyped file name
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
@@ -129,12 +131,14 @@ def _expand(argument: str, allow_urls: bool) -> list[Source]:
         if not allow_urls:
             raise InputError(f"{argument} is on the web; add --allow-urls to fetch it")
         return [ImageSource(Url(argument))]
+    if not argument:  # an unset variable of a script, not the folder it runs in
+        raise InputError("an empty argument names no file or folder")
     path = Path(argument)
     if path.is_dir():
         return _folder(path)
     if path.exists():
         return [_file(path)]
-    if argument.isdecimal():
+    if argument.isdecimal() and int(argument) <= _LAST_CAMERA:
         return [CameraSource(int(argument))]
     matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207
     files = [_file(match) for match in matches if match.is_file()]

@@ -7,10 +7,10 @@ Keys written: `model` (tensors under upstream's names), `args` (class_names, not
 import argparse
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from trainer.checkpoint_file import read_file
 from trainer.checkpoint_names import from_file_names, to_file_names
 from trainer.model.encoder import resize_position_table
 from trainer.model.rfdetr import RFDETR
+
+T = TypeVar("T")
 
 # In the order of the search: the first that stands in the name wins (training.md section 10).
 _NAMES_IN_FILES = (
@@ -164,6 +166,9 @@ def _weights(data: dict[str, Any], path: Path) -> dict[str, Tensor]:
         for name, tensor in found.items()
         if isinstance(tensor, Tensor)
     }
+    odd = [name for name, tensor in plain.items() if not _is_plain(tensor)]
+    if odd:
+        raise ArtifactError(f"{path}: {odd[0]} is quantised, sparse or complex; save plain floats")
     weights = from_file_names(plain)
     head = weights.get("class_head.weight")
     if head is None or head.ndim != 2 or not head.numel():
@@ -177,13 +182,18 @@ def _weights(data: dict[str, Any], path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout is torch.strided and not tensor.is_meta
+    return dense and not tensor.is_quantized and not tensor.is_complex()
+
+
 def _find_variant(data: dict[str, Any], path: Path) -> Variant:
     """By `model_name`, else by `args.pretrain_weights`, else by the file's name."""
     by_api_name = {variant.api_name: variant for variant in VARIANTS.values()}
     model_name = data.get("model_name")
     if model_name is not None:
-        if model_name in by_api_name:
-            return by_api_name[model_name]
+        if str(model_name) in by_api_name:
+            return by_api_name[str(model_name)]
         raise ArtifactError(
             f"{path} says it is a {model_name}; this version reads {', '.join(by_api_name)}"
         )
@@ -217,20 +227,29 @@ def _as_dict(args: object) -> dict[str, Any]:
     return dict(args) if isinstance(args, dict) else {}
 
 
-def _class_table(
-    slots: int, names: Sequence[str] | None, category_ids: Sequence[int] | None
-) -> ClassTable:
-    """COCO's for 91 slots with COCO's names or none; else the names and a background slot."""
+def _class_table(slots: int, class_names: object, category_ids: object) -> ClassTable:
+    """COCO's for 91 slots with COCO's names or none; else the names and a background slot.
+
+    Names that do not fit the slots are replaced by numbers.
+    """
+    names, ids = _list_of(str, class_names), _list_of(int, category_ids)
     if slots == 91 and (not names or tuple(names) == COCO_NAMES):
         return coco_classes()
     if not names or len(names) != slots - 1:
-        names, category_ids = [f"class_{slot}" for slot in range(slots - 1)], None
-    return named_classes("background-last", names, category_ids)
+        names, ids = [f"class_{slot}" for slot in range(slots - 1)], []
+    return named_classes("background-last", names, ids or None)
+
+
+def _list_of(kind: type[T], values: object) -> list[T]:
+    """The values where they are a list of one kind, as what a file says of itself should be."""
+    if isinstance(values, list | tuple) and all(type(value) is kind for value in values):
+        return list(values)
+    return []
 
 
 def _fit_class_heads(weights: dict[str, Tensor], slots: int) -> dict[str, Tensor]:
     for name, tensor in weights.items():
-        if "class_head." in name and tensor.ndim and tensor.shape[0] != slots:
+        if "class_head." in name and tensor.numel() and tensor.ndim and tensor.shape[0] != slots:
             copies = -(-slots // tensor.shape[0])
             weights[name] = tensor.repeat(copies, *[1] * (tensor.ndim - 1))[:slots]
     return weights

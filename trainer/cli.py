@@ -70,6 +70,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from trainer.fit import fit
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for talker in ("pytorch_lightning", "lightning_fabric"):  # hardware lists and advertisements
+        logging.getLogger(talker).setLevel(logging.WARNING)
     print(fit(config, progress=sys.stderr.isatty()))
     return 0
 

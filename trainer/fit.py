@@ -9,8 +9,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
 
 from rfdetr_edge.classes import ClassTable
-from rfdetr_edge.errors import ArtifactError
-from rfdetr_edge.files import make_folder, replacing
+from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.files import make_folder, naming, replacing
 from trainer.callbacks import BestByAP, weight_average
 from trainer.checkpoint import build_model, load_weights
 from trainer.checkpoint_file import read_file
@@ -62,10 +62,13 @@ def fit(config: TrainConfig, *, progress: bool = False) -> Path:
     with replacing(config.output / "training_config.json") as temporary:
         text = json.dumps(json.loads(config.model_dump_json()), indent=2)
         temporary.write_text(text + "\n")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), naming(config.output):
         for message in _NOISE:
             warnings.filterwarnings("ignore", message)
-        trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
+        except InputError as error:  # one of a worker comes with its traceback as text
+            raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
     return best.path
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 
+_MAX_THREADS = 1024  # more than any device has; with 100,000 ONNX Runtime does not return
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -96,8 +98,8 @@ def open_session(
     BackendError when the artifact cannot be executed there.
     """
     artifact = Path(path)
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1, not {threads}")
+    if threads is not None and not 1 <= threads <= _MAX_THREADS:
+        raise InputError(f"threads must be 1 to {_MAX_THREADS}, not {threads}")
     row = _row(artifact, backend)
     if not artifact.is_file():
         problem = "is a folder" if artifact.is_dir() else "does not exist"
@@ -146,8 +148,12 @@ def _module(row: Backend) -> Any:
     try:
         return importlib.import_module(row.module)
     except ModuleNotFoundError as error:
-        if error.name != row.library:
+        if error.name == row.library:
+            raise BackendUnavailable(f"{row.library} is not installed: {remedy}") from None
+        if not (error.name or "").startswith(f"{row.library}."):
             raise
-        raise BackendUnavailable(f"{row.library} is not installed: {remedy}") from None
+        raise BackendUnavailable(
+            f"{row.library} is installed in pieces ({error}): `rfdetr-edge doctor` names the remedy"
+        ) from error
     except ImportError as error:  # its own binaries or what they link to do not fit this system
         raise BackendUnavailable(f"{row.library} does not load ({error}): {remedy}") from error

@@ -14,6 +14,8 @@ from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, 
 from rfdetr_edge.metadata import METADATA_KEY
 
 _ERRORS_ONLY = 3
+# in every pip build; runs calls to Azure alone, so that a detector named after it ran on the CPU
+_REMOTE = "AzureExecutionProvider"
 _BROKEN_FILE = (
     ort_errors.InvalidProtobuf,
     ort_errors.InvalidGraph,
@@ -102,7 +104,7 @@ def open_session(path: Path, *, provider: str | None, threads: int | None) -> On
 
 def _provider(name: str | None) -> str:
     """The full name of an available provider."""
-    available: list[str] = ort.get_available_providers()
+    available: list[str] = [full for full in ort.get_available_providers() if full != _REMOTE]
     by_short = {_short(full): full for full in available}
     if name is None:
         return by_short.get("cuda", "CPUExecutionProvider")
@@ -115,7 +117,7 @@ def _provider(name: str | None) -> str:
     hint = ""
     if wanted in ("cuda", "tensorrt"):
         hint = ": pip uninstall onnxruntime, then pip install 'rfdetr-edge[onnx-gpu]'"
-    raise BackendUnavailable(f"provider {name!r} is not in this build; {offers}{hint}")
+    raise BackendUnavailable(f"provider {name!r} cannot be used: {offers}{hint}")
 
 
 def _short(provider: str) -> str:

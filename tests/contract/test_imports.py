@@ -1,9 +1,14 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from types import ModuleType
 
+import pytest
+
 import rfdetr_edge
+from rfdetr_edge.cli import COMMANDS
+from rfdetr_edge.commands import EXTRAS, GROUP
 
 HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "PIL", "supervision", "urllib.request")
 
@@ -27,6 +32,26 @@ def test_importing_the_runtime_loads_numpy_alone():
 def test_the_session_for_tests_needs_no_executor():
     loaded = loaded_by("import rfdetr_edge.backends.fake")
     assert [name for name in HEAVY if name in loaded] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(command.name for command in COMMANDS),
+        *sorted(point.name for point in entry_points(group=GROUP)),
+    ],
+)
+def test_every_command_answers_help_with_the_onnx_extra_alone(command):
+    without = sorted(name for name, extra in EXTRAS.items() if extra not in ("onnx", "opencv"))
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({without})); "
+        f"from rfdetr_edge.cli import main; main([{command!r}, '--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: rfdetr-edge {command}")
 
 
 def test_all_lists_exactly_the_visible_names():

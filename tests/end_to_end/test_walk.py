@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import save_filled
 from processes import run_cli
 
 from rfdetr_edge.demo import photo_paths
@@ -66,6 +67,36 @@ def test_training_settings_that_cannot_be_used_are_named(dataset, tmp_path):
     assert done.returncode == 2
     assert "the nearest are 96 and 128" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-o", "missing/x.onnx"), "missing is no folder"),
+        (("-o", "x.onnx", "--images", "missing"), "missing is no folder of images"),
+        (("-o", "x.pth"), "must end in .onnx"),
+        (("-o", "x.onnx", "--batch", 10**7), "not enough memory"),
+    ],
+)
+def test_an_export_that_cannot_be_made_is_one_error(tmp_path, options, message):
+    checkpoint = save_filled(tmp_path / "tiny.pth", "tiny", 4, None)
+    done = run_cli("export", checkpoint, *options, cwd=tmp_path, stdout=subprocess.PIPE)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.pth"]
+
+
+@pytest.mark.parametrize("limit", [10**5, 10**7])
+def test_an_export_onto_a_full_disk_leaves_the_older_file(tmp_path, limit):
+    checkpoint = save_filled(tmp_path / "tiny.pth", "tiny", 4, None)
+    model = tmp_path / "model.onnx"
+    model.write_text("an older artifact")
+    done = run_cli("export", checkpoint, "-o", model, file_limit=limit, stdout=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == f"rfdetr-edge: error: {model}: File too large\n"
+    assert model.read_text() == "an older artifact"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_pickled_payload_is_not_run_by_export(tmp_path):

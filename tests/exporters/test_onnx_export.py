@@ -63,6 +63,7 @@ CASES = [
     pytest.param(2, (2,), None, id="static-2"),
     pytest.param("dynamic", (1, 3), None, id="dynamic"),
     pytest.param("dynamic", (1, 3), (256, 384), id="dynamic-non-square"),
+    pytest.param("dynamic", (1, 3), (32, 64), id="dynamic-fewer-cells-than-queries"),
 ]
 
 
@@ -79,7 +80,6 @@ def test_tiny_equals_torch(tiny_checkpoint, tmp_path, batch, sizes, shape):
     _check_export(load_checkpoint(tiny_checkpoint), tmp_path, batch, sizes, shape)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "sizes", "shape"), CASES)
 def test_nano_equals_torch(tmp_path, batch, sizes, shape):
     path = save_filled(tmp_path / "nano.pth", "nano", 91, None)
@@ -145,6 +145,17 @@ def test_an_export_that_differs_is_rejected(tiny_checkpoint, tmp_path, monkeypat
         export_onnx(load_checkpoint(tiny_checkpoint), path, images=photo_paths())
     assert path.read_text() == "an older artifact"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.rejected"]
+    (tmp_path / "model.onnx.rejected").rename(path)
+    with Detector(path) as detector:
+        assert detector.metadata.provenance.verification == "skipped"
+
+
+def test_weights_that_give_nan_are_the_checkpoints_fault(tiny_checkpoint, tmp_path):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    torch.nn.init.constant_(checkpoint.model.class_head.bias, float("nan"))
+    with pytest.raises(ArtifactError, match="checkpoint gives NaN"):
+        export_onnx(checkpoint, tmp_path / "model.onnx", images=photo_paths())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -154,6 +165,8 @@ def test_an_export_that_differs_is_rejected(tiny_checkpoint, tmp_path, monkeypat
         (OnnxOptions(shape=(0, 32)), "multiples of 32"),
         (OnnxOptions(batch=0), "at least 1"),
         (OnnxOptions(opset=11), "17 to 20"),
+        (OnnxOptions(notes=float("nan")), "notes are no JSON value"),
+        (OnnxOptions(notes={1, 2}), "notes are no JSON value"),
     ],
 )
 def test_options_that_do_not_fit_are_named(tiny_checkpoint, tmp_path, options, message):

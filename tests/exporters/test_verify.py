@@ -1,5 +1,7 @@
 """The gate passes equal outputs and refuses every kind of difference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import CELLS, metadata
@@ -7,7 +9,9 @@ from graphs import CELLS, metadata
 from exporters.verify import compare
 from rfdetr_edge.backends import TensorSpec
 from rfdetr_edge.backends.fake import FakeSession
+from rfdetr_edge.classes import named_classes
 from rfdetr_edge.demo import photo_paths
+from rfdetr_edge.images import write_image
 
 QUERIES, SLOTS = 20, len(CELLS)
 METADATA = metadata(resolution=(32, 32), num_select=30).to_json()
@@ -23,16 +27,16 @@ def _outputs(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def _session(outputs=None, function=None) -> FakeSession:
+def _session(outputs=None, function=None, batch=1, metadata_json=METADATA) -> FakeSession:
     float32 = np.dtype(np.float32)
     return FakeSession(
         function or (lambda feeds: outputs),
-        inputs=(TensorSpec("input", (1, 3, 32, 32), float32),),
+        inputs=(TensorSpec("input", (batch, 3, 32, 32), float32),),
         outputs=(
-            TensorSpec("dets", (1, QUERIES, 4), float32),
-            TensorSpec("labels", (1, QUERIES, SLOTS), float32),
+            TensorSpec("dets", (batch, QUERIES, 4), float32),
+            TensorSpec("labels", (batch, QUERIES, SLOTS), float32),
         ),
-        metadata_json=METADATA,
+        metadata_json=metadata_json,
     )
 
 
@@ -86,6 +90,63 @@ def test_every_kind_of_difference_fails(spoil):
     comparison = _compare(candidate)
     assert not comparison.passed
     assert comparison.failures
+
+
+def _by_image(feeds):
+    """Boxes that follow the mean of the left half of each image."""
+    means = feeds["input"][..., :16].mean(axis=(1, 2, 3))
+    each = _outputs()
+    moved = [each["dets"] + [[[0.01 * mean, 0, 0, 0]]] for mean in means]
+    return {
+        "dets": np.concatenate(moved).astype(np.float32),
+        "labels": np.repeat(each["labels"], len(means), axis=0),
+    }
+
+
+def _all_as_the_first(feeds):
+    return {name: array[:1].repeat(len(array), 0) for name, array in _by_image(feeds).items()}
+
+
+@pytest.mark.parametrize("batch", [3, None])
+def test_every_image_of_a_batch_is_compared(batch):
+    reference, photos = _session(function=_by_image), photo_paths()[:1]
+    passed = compare(reference, _session(function=_by_image, batch=batch), photos)
+    assert passed.passed
+    assert passed.pairs == 30 * (3 if batch else 1 + 3)
+    mixed = compare(reference, _session(function=_all_as_the_first, batch=batch), photos)
+    assert not mixed.passed
+
+
+def test_classes_of_other_names_fail():
+    classes = named_classes("background-last", ["WBC", "RBC", "Platelets"][: SLOTS - 1])
+    renamed = replace(metadata(resolution=(32, 32), num_select=30), classes=classes).to_json()
+    candidate = _session(_outputs(), metadata_json=renamed)
+    comparison = compare(_session(_outputs()), candidate, photo_paths()[:1])
+    assert not comparison.passed
+    assert "the classes are WBC" in str(comparison)
+
+
+def test_flat_scores_do_not_excuse_every_pair():
+    reference, candidate = _outputs(), _outputs()
+    for outputs in (reference, candidate):
+        outputs["labels"] = -4 + 1e-3 * outputs["labels"]
+    assert _compare(candidate, reference).passed
+    candidate["dets"][:, 1:, :2] += 0.1
+    comparison = _compare(candidate, reference)
+    assert not comparison.passed
+    assert "at the cut-off" in str(comparison)
+
+
+@pytest.mark.parametrize(("shift", "passed"), [(1e-6, True), (1e-3, False)])
+@pytest.mark.parametrize("side", [1, 4000])
+def test_boxes_are_judged_alike_whatever_the_size_of_the_photo(tmp_path, side, shift, passed):
+    write_image(tmp_path / "flat.png", np.zeros((side, side, 3), np.uint8))
+    reference, candidate = _outputs(), _outputs()
+    for outputs in (reference, candidate):
+        outputs["dets"][..., 2:] = 5e-4
+    candidate["dets"][..., :2] += np.float32(shift)
+    comparison = compare(_session(reference), _session(candidate), [tmp_path / "flat.png"])
+    assert comparison.passed is passed
 
 
 def test_a_pair_may_only_be_missing_at_the_cut_off():

@@ -1,14 +1,17 @@
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from graphs import metadata, save_classifier, save_detector
 from processes import run_cli
 
-from rfdetr_edge import __version__, demo
+from rfdetr_edge import Detector, __version__, demo
 from rfdetr_edge.cli import main
 from rfdetr_edge.images import read_image
+from rfdetr_edge.pipeline import detect
+from rfdetr_edge.progress import Progress
 from rfdetr_edge.sources import CameraSource, Frame, ImageSource
 from rfdetr_edge.video import write_video
 
@@ -94,6 +97,8 @@ def test_a_photo_that_is_the_only_one_and_broken_writes_nothing(model, tmp_path,
         (["predict", str(PHOTOS[0]), "--classes", "a,b"], "class"),
         (["predict", str(PHOTOS[0]), "--json", "nowhere/out.jsonl"], "nowhere"),
         (["predict", str(PHOTOS[0]), "--json", "/dev/null"], "regular file"),
+        (["predict", str(PHOTOS[0]), "--json", ""], "regular file"),
+        (["predict", str(PHOTOS[0]), "--json", "o.json", "--coco", "./o.json"], "its own file"),
         (["predict", str(PHOTOS[0]), "--save", __file__], __file__),
         (["predict", str(PHOTOS[0]), "--save", f"{__file__}/below"], __file__),
         (["predict", str(PHOTOS[0]), "--save", FOLDER], "written over"),
@@ -187,6 +192,23 @@ def test_an_interrupt_ends_a_camera_and_keeps_its_recording(model, tmp_path, mon
     ]
 
 
+def test_an_interrupt_while_writing_hands_no_frame_on_twice(model, monkeypatch):
+    def endless(camera):
+        image = read_image(PHOTOS[0], upright=False)
+        yield from (Frame(image, camera.name, index, index / 25, 25.0) for index in range(9))
+
+    def interrupt(frame, _):
+        if frame.index == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CameraSource, "frames", endless)
+    seen = []
+    with Detector(model) as detector, Progress("frames", None) as progress:
+        sinks = [lambda frame, _: seen.append(frame.index), interrupt]
+        detect([CameraSource(0)], detector, sinks, threshold=0.5, progress=progress)
+    assert seen == [0, 1]
+
+
 def test_an_interrupt_among_photos_writes_nothing(model, tmp_path, monkeypatch, capsys):
     def interrupted(source):
         raise KeyboardInterrupt
@@ -195,6 +217,23 @@ def test_an_interrupt_among_photos_writes_nothing(model, tmp_path, monkeypatch, 
     assert main(["predict", FOLDER, "--model", model, "--json", str(tmp_path / "o")]) == 130
     assert "interrupted" in error_of(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_video_is_one_line_without_opencvs_own(model, tmp_path):
+    video = tmp_path / "a.mp4"
+    video.write_text("no video")
+    done = run_cli("predict", video, "--model", model, stdout=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_name_that_stdout_cannot_encode_is_no_error(model, tmp_path):
+    photo = tmp_path / "größe.jpg"
+    photo.write_bytes(PHOTOS[0].read_bytes())
+    env = {"PYTHONIOENCODING": "ascii"}
+    done = run_cli("predict", photo, "--model", model, env=env, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"gr\xf6\xdfe.jpg" in done.stdout
 
 
 def test_coco_refuses_videos(model, tmp_path, capsys):

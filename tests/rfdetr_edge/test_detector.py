@@ -140,10 +140,24 @@ def test_a_threshold_outside_0_to_1_is_refused(detector, threshold):
         (np.zeros((1, 8, 8, 3), np.uint8), r"\(1, 8, 8, 3\)"),
         (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"),
         ("nowhere.jpg", "no image file"),
+        ("a" * 5000, "cannot read"),
         (b"", "empty"),
         (None, "NoneType"),
     ],
-    ids=["nan", "int", "16 bit", "rank 2", "alpha", "rank 0", "rank 4", "empty", "path", "b", "?"],
+    ids=[
+        "nan",
+        "int",
+        "16 bit",
+        "rank 2",
+        "alpha",
+        "rank 0",
+        "rank 4",
+        "empty",
+        "path",
+        "long",
+        "b",
+        "?",
+    ],
 )
 def test_a_bad_image_is_refused_and_found_in_a_list(detector, image, message):
     for bgr in (False, True):
@@ -165,13 +179,13 @@ def test_an_empty_folder_is_refused(detector, tmp_path):
         detector.predict(tmp_path / "nothing")
 
 
-def fake_detector(value):
+def fake_detector(logit, box=0.5):
     specs = (TensorSpec("dets", (None, 2, 4), FLOAT), TensorSpec("labels", (None, 2, 4), FLOAT))
     image = TensorSpec("input", (None, 3, 64, 96), FLOAT)
 
     def run(feeds):
         shape = (len(feeds["input"]), 2, 4)
-        return {"dets": np.full(shape, 0.5, FLOAT), "labels": np.full(shape, value, FLOAT)}
+        return {"dets": np.full(shape, box, FLOAT), "labels": np.full(shape, logit, FLOAT)}
 
     return Detector.from_session(FakeSession(run, (image,), specs, metadata().to_json()))
 
@@ -182,9 +196,10 @@ def test_a_detector_runs_on_a_session_made_of_a_function():
     np.testing.assert_allclose(detections.confidence, 1 / (1 + np.exp(-2)), rtol=1e-6)
 
 
-def test_nan_in_the_outputs_is_an_error_not_an_empty_result():
-    with pytest.raises(BackendError, match="gave NaN on fake"):
-        fake_detector(np.nan).predict(PHOTO)
+@pytest.mark.parametrize(("logit", "box"), [(np.nan, 0.5), (2.0, np.nan), (2.0, np.inf)])
+def test_outputs_that_are_no_numbers_are_an_error_not_an_empty_result(logit, box):
+    with pytest.raises(BackendError, match="gave NaN or infinity on fake"):
+        fake_detector(logit, box).predict(PHOTO)
 
 
 def test_after_closing_nothing_runs(detector):

@@ -18,6 +18,24 @@ def diagnose(folder):
     return run_cli("doctor", env={"PYTHONPATH": path}, stdout=subprocess.PIPE)
 
 
+def diagnose_alone(folder):
+    """The report's lines in a process that finds nothing but NumPy, our package and `folder`."""
+    numpy = Path(sys.modules["numpy"].__file__).parent
+    for package in (numpy, numpy.with_name("numpy.libs"), Path(ROOT) / "rfdetr_edge"):
+        if package.exists():
+            (folder / package.name).symlink_to(package)
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "rfdetr_edge", "doctor"],
+        env={"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    return done.stdout.splitlines()
+
+
 def install(folder, name):
     """What pip leaves behind of a distribution, as far as Python's own records go."""
     info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
@@ -48,14 +66,20 @@ def test_doubled_opencv_is_found_and_the_fix_leaves_one(tmp_path):
 
 
 def test_doubled_onnxruntime_is_found_and_the_fix_keeps_the_gpu():
+    names = {"onnxruntime", "onnxruntime-gpu", "numpy"}
     (finding,) = doctor.doubled_distributions(
-        "ONNX Runtime", doctor.ONNXRUNTIME, {"onnxruntime", "onnxruntime-gpu", "numpy"}
+        "ONNX Runtime", doctor.ONNXRUNTIME, {Path("a"): names}
     )
     assert finding.level == "wrong"
     assert finding.fix == (
         "pip uninstall -y onnxruntime-gpu onnxruntime && pip install onnxruntime-gpu"
     )
-    assert not doctor.doubled_distributions("ONNX Runtime", doctor.ONNXRUNTIME, {"onnxruntime"})
+    apart = {Path("a"): {"onnxruntime"}, Path("b"): {"onnxruntime-gpu"}}
+    assert not doctor.doubled_distributions("ONNX Runtime", doctor.ONNXRUNTIME, apart)
+
+
+def hidden(path, installed):
+    return doctor.hidden_copies("OpenCV", "cv2", doctor.OPENCV, path, installed)
 
 
 @pytest.mark.parametrize("layout", ["cv2/__init__.py", "cv2.cpython-311-aarch64-linux-gnu.so"])
@@ -65,30 +89,45 @@ def test_a_pip_opencv_that_hides_the_systems_own_is_found(tmp_path, layout):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     path = [str(pip_copy), str(system), "", str(pip_copy)]
-    (finding,) = doctor.shadowed_opencv(path, {"opencv-python-headless"})
+    (finding,) = hidden(path, {pip_copy: {"opencv-python-headless"}})
     assert finding.level == "wrong"
     assert str(pip_copy) in finding.detail
     assert str(system) in finding.detail
     assert finding.fix == "pip uninstall -y opencv-python-headless"
-    assert not doctor.shadowed_opencv([str(system)], {"opencv-python-headless"})
+    assert not hidden([str(system)], {pip_copy: {"opencv-python-headless"}})
+    assert not hidden(path, {system: {"opencv-python"}})  # put in front on purpose
+
+
+def test_a_venvs_onnxruntime_that_hides_the_systems_gpu_build_is_found(tmp_path):
+    """As in a venv with system packages on a Jetson, whose GPU build is not on PyPI."""
+    front, system = tmp_path / "front", tmp_path / "system"
+    for folder in (front, system):
+        (folder / "onnxruntime").mkdir(parents=True)
+        (folder / "onnxruntime" / "__init__.py").touch()
+    (finding,) = doctor.hidden_copies(
+        "ONNX Runtime",
+        "onnxruntime",
+        doctor.ONNXRUNTIME,
+        [str(front), str(system)],
+        {front: {"onnxruntime"}, system: {"onnxruntime-gpu"}},
+    )
+    assert finding.detail == f"the pip copy in {front} hides the one in {system}"
+    assert finding.fix == "pip uninstall -y onnxruntime"
+
+
+def test_a_library_in_pieces_is_found(tmp_path):
+    """Removing onnxruntime takes files from onnxruntime-gpu, whose records stay."""
+    (tmp_path / "onnxruntime").mkdir()
+    install(tmp_path, "onnxruntime-gpu")
+    lines = diagnose_alone(tmp_path)
+    found = lines.index("wrong   ONNX Runtime: installed in pieces")
+    remedy = "pip install --force-reinstall --no-deps onnxruntime-gpu"
+    assert lines[found + 1] == f"        -> {remedy}"
+    assert "onnxruntime is installed in pieces" in lines[-2]
 
 
 def test_a_missing_extra_is_no_fault_but_missing_opencv_is(tmp_path):
-    """In a process that finds nothing but NumPy and our own packages."""
-    numpy = Path(sys.modules["numpy"].__file__).parent
-    for package in (numpy, numpy.with_name("numpy.libs"), Path(ROOT) / "rfdetr_edge"):
-        if package.exists():
-            (tmp_path / package.name).symlink_to(package)
-    done = subprocess.run(
-        [sys.executable, "-S", "-m", "rfdetr_edge", "doctor"],
-        env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (1, "")
-    lines = done.stdout.splitlines()
+    lines = diagnose_alone(tmp_path)
     assert "wrong   OpenCV: not installed" in lines
     assert "        -> pip install 'rfdetr-edge[opencv]'" in lines
     assert "absent  extra supervision: without supervision" in lines

@@ -147,6 +147,18 @@ def test_bytes_pillow_images_and_arrays_are_images_too():
     np.testing.assert_array_equal(load_image(grey, upright=True)[:, :, 0], sixteen_bit() >> 8)
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (Image.new("F", (4, 3), 0.5), "mode F has no known range"),
+        (Image.new("I", (4, 3), 70_000), "must hold 0 to 65535"),
+    ],
+)
+def test_a_pillow_image_that_bytes_cannot_hold_is_refused(image, said):
+    with pytest.raises(InputError, match=said):
+        load_image(image, upright=True)
+
+
 @pytest.mark.parametrize("given", [None, 3, {"path": "a.jpg"}])
 def test_another_type_is_refused(given):
     with pytest.raises(InputError, match=type(given).__name__):

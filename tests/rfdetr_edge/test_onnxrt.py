@@ -34,8 +34,16 @@ def test_the_provider_that_runs_is_reported(artifact, provider):
     assert open_session(artifact, provider=provider).provider == "cpu"
 
 
+def test_a_provider_that_runs_no_detector_is_not_offered(artifact, monkeypatch):
+    """Azure starts, gives every node to the CPU, and would be reported as what runs."""
+    offered = ["AzureExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: offered)
+    with pytest.raises(BackendUnavailable, match=r"'azure' cannot be used.*offers cpu$"):
+        open_session(artifact, provider="azure")
+
+
 def test_a_provider_that_the_build_lacks_is_refused(artifact):
-    with pytest.raises(BackendUnavailable, match=r"'qnn' is not in this build.*offers .*cpu"):
+    with pytest.raises(BackendUnavailable, match=r"'qnn' cannot be used.*offers .*cpu"):
         open_session(artifact, provider="qnn")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         with pytest.raises(BackendUnavailable, match=r"rfdetr-edge\[onnx-gpu\]"):
@@ -92,8 +100,9 @@ def test_a_path_that_cannot_be_opened_says_why(tmp_path, name, message):
 def test_options_that_do_not_exist_are_refused(artifact):
     with pytest.raises(InputError, match="no backend 'trt'; choose one of onnxrt"):
         open_session(artifact, backend="trt")
-    with pytest.raises(InputError, match="threads must be at least 1, not 0"):
-        open_session(artifact, threads=0)
+    for threads in (0, 100_000):
+        with pytest.raises(InputError, match=f"threads must be 1 to 1024, not {threads}"):
+            open_session(artifact, threads=threads)
 
 
 def test_a_named_backend_overrules_the_suffix_and_threads_do_not_change_results(artifact):

@@ -70,10 +70,10 @@ def test_a_url_is_fetched_only_when_allowed():
     assert open_sources([address], allow_urls=True) == [ImageSource(Url(address))]
 
 
-@pytest.mark.parametrize("argument", ["gone.jpg", "shots/*.gif", ""])
+@pytest.mark.parametrize("argument", ["gone.jpg", "shots/*.gif", "", "99999999999"])
 def test_an_argument_that_names_nothing_is_an_error(shots, argument):
-    with pytest.raises(InputError, match="no such file"):
-        expand(*([argument] if argument else ["gone"]))
+    with pytest.raises(InputError, match=r"no such file|names no file"):
+        expand(argument)
 
 
 def test_a_folder_without_photos_is_an_error(tmp_path):

@@ -42,7 +42,7 @@ def test_frames_come_as_rgb_with_index_time_and_rate(avi, photos):
 
 def test_the_length_is_known_before_reading(avi):
     reader = VideoReader(avi)
-    assert (reader.count, reader.size, reader.rate) == (6, (480, 640), RATE)
+    assert (reader.count, reader.rate) == (6, RATE)
     assert VideoSource(avi).length() == 6
 
 

@@ -74,6 +74,23 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path):
         load_checkpoint(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize(
+    "spoil", [torch.Tensor.to_sparse, lambda t: t.to("meta"), torch.Tensor.cfloat]
+)
+def test_a_tensor_that_is_no_plain_array_is_refused(tmp_path, tiny, spoil):
+    name = "class_embed.weight"
+    torch.save({"model": {**tiny, name: spoil(tiny[name])}}, tmp_path / "tiny.pth")
+    with pytest.raises(ArtifactError, match=r"class_embed\.weight is quantised, sparse or complex"):
+        load_checkpoint(tmp_path / "tiny.pth")
+
+
+def test_an_empty_class_head_is_refused(tmp_path, tiny):
+    heads = {"transformer.enc_out_class_embed.0.bias": torch.zeros(0)}
+    torch.save({"model": {**tiny, **heads}}, tmp_path / "tiny.pth")
+    with pytest.raises(ArtifactError, match=r"has shape \(0,\), expected \(3,\)"):
+        load_checkpoint(tmp_path / "tiny.pth")
+
+
 @pytest.mark.parametrize("name", ["segmentation_head.x", "keypoint_embed.0.weight"])
 def test_a_checkpoint_of_another_task_is_refused(tmp_path, tiny, name):
     path = tmp_path / "tiny.pth"

@@ -161,6 +161,9 @@ def test_the_variant_can_be_named(tmp_path, tiny):
         ({"class_names": ["a", "b"]}, {"category_ids": [7, 2]}, ("a", "b"), (7, 2)),
         ({}, {}, ("class_0", "class_1"), (0, 1)),
         ({"class_names": ["a", "b", "c"]}, {}, ("class_0", "class_1"), (0, 1)),
+        ({"class_names": "ab"}, {}, ("class_0", "class_1"), (0, 1)),
+        ({"class_names": [1, 2]}, {}, ("class_0", "class_1"), (0, 1)),
+        ({"class_names": 7}, {"category_ids": 7}, ("class_0", "class_1"), (0, 1)),
     ],
 )
 def test_class_names_are_those_of_the_file(tmp_path, tiny, args, own, names, ids):

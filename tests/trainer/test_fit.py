@@ -136,6 +136,16 @@ def test_a_file_that_no_run_can_go_on_from_is_refused(run, dataset, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_broken_image_is_one_line_though_a_worker_met_it(photos, write_split, tmp_path):
+    for split in ("train", "valid"):
+        write_split(tmp_path / split, photos)
+    broken = tmp_path / "valid" / "BloodImage_00068.jpg"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(InputError) as caught:
+        fit(_config(tmp_path, tmp_path / "out", epochs=1, num_workers=1))
+    assert str(caught.value) == f"{broken} is a truncated JPEG; copy or download it again"
+
+
 def test_an_output_that_is_a_file_is_refused(dataset, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="choose another folder"):

@@ -81,9 +81,9 @@ class RFDETR(nn.Module):
             return apply_deltas(learned, proposed_cxcywh)
         # Fewer memory cells than queries: the left-over rows of each group are used unchanged.
         learned = learned.unflatten(0, (groups, queries))
-        proposed = proposed_cxcywh.unflatten(1, (groups, found))
+        proposed = proposed_cxcywh.reshape(-1, groups, found, 4)
         moved = apply_deltas(learned[:, :found], proposed)
-        spare = learned[:, found:].expand(proposed.shape[0], -1, -1, -1)
+        spare = learned[:, found:].expand(proposed_cxcywh.shape[0], -1, -1, -1)
         return torch.cat([moved, spare], dim=2).flatten(1, 2)
 
     def _reset(self) -> None:
