@@ -154,7 +154,7 @@ def _metadata(checkpoint: Checkpoint, options: OnnxOptions) -> ModelMetadata:
 
 def _check(options: OnnxOptions, variant: Variant) -> None:
     block = variant.block_size
-    if options.shape is not None and any(side < block or side % block for side in options.shape):
+    if options.shape is not None and not all(map(variant.accepts, options.shape)):
         nearest = [max(round(side / block), 1) * block for side in options.shape]
         raise InputError(
             f"shape {options.shape[0]} {options.shape[1]} does not fit {variant.name}: height and "

@@ -64,6 +64,19 @@ class Variant:
         """Height and width of an input must be multiples of this, in pixels."""
         return self.patch_size * self.windows
 
+    def accepts(self, side: int) -> bool:
+        """Whether an input may be this high or wide, in pixels."""
+        return side >= self.block_size and side % self.block_size == 0
+
+    def position_grid_at(self, resolution: int) -> int:
+        """Side of the position table of a model that is made for a resolution, in patches.
+
+        It follows the resolution, but for base and large-deprecated, whose published 37 x 37 table
+        serves every resolution (architecture.md section 11).
+        """
+        follows = self.position_grid == self.resolution // self.patch_size
+        return resolution // self.patch_size if follows else self.position_grid
+
 
 _SMALL = Encoder(width=384, heads=6)
 _BASE = Encoder(width=768, heads=12)

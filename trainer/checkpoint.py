@@ -213,7 +213,7 @@ def _resolution(
 ) -> int:
     """What the file says, else the variant's own."""
     side = settings.get("resolution") or args.get("resolution") or variant.resolution
-    if type(side) is not int or side < variant.block_size or side % variant.block_size:
+    if type(side) is not int or not variant.accepts(side):
         raise ArtifactError(
             f"{path} says its resolution is {side!r}, which is no multiple of "
             f"{variant.block_size}, as variant {variant.name} needs it"
@@ -258,9 +258,7 @@ def _fit_class_heads(weights: dict[str, Tensor], slots: int) -> dict[str, Tensor
 def _fit_position_table(
     weights: dict[str, Tensor], model: RFDETR, variant: Variant, resolution: int
 ) -> None:
-    """Published base and large-deprecated keep their 37 x 37 table at every resolution."""
-    follows_resolution = variant.position_grid == variant.resolution // variant.patch_size
-    side = resolution // variant.patch_size if follows_resolution else variant.position_grid
+    side = variant.position_grid_at(resolution)
     model.encoder.fix_grid(side, side)
     table = weights["encoder.positions"]
     old = math.isqrt(table.numel() // variant.encoder.width)

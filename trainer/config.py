@@ -55,9 +55,9 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _divisible(self) -> "TrainConfig":
-        block = VARIANTS[self.variant].block_size
+        block = self.table_entry.block_size
         for side in (self.resolution, self.warm_resolution):
-            if side is not None and (side < block or side % block):
+            if side is not None and not self.table_entry.accepts(side):
                 below = max(side // block, 1) * block
                 raise ValueError(
                     f"resolution {side} is no multiple of {block} (patch size times windows of "

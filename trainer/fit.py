@@ -91,7 +91,6 @@ def _start(config: TrainConfig, classes: ClassTable) -> RFDETR:
             slots=len(classes),
         )
     model = RFDETR(variant, len(classes))
-    if variant.position_grid == variant.resolution // variant.patch_size:
-        side = config.side // variant.patch_size
-        model.encoder.fix_grid(side, side)
+    side = variant.position_grid_at(config.side)
+    model.encoder.fix_grid(side, side)
     return model
