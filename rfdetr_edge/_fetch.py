@@ -33,6 +33,8 @@ def fetch(address: str) -> bytes:
                     raise InputError(
                         f"{address} took over {TOTAL_SECONDS:.0f} s; download it first"
                     )
+    except InputError:
+        raise
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise InputError(f"cannot fetch {address}: {error}") from error
     return bytes(body)

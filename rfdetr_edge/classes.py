@@ -107,3 +107,14 @@ def named_classes(
         (*before, *class_names, *after),
         (*(None for _ in before), *ids, *(None for _ in after)),
     )
+
+
+def with_slots(classes: ClassTable, slots: int) -> ClassTable:
+    """With unnamed slots after the classes, before the background where that is the last slot."""
+    end = len(classes) - (classes.layout == "background-last")
+    names, ids, spare = classes.names, classes.category_ids, slots - len(classes)
+    return ClassTable(
+        classes.layout,
+        (*names[:end], *[""] * spare, *names[end:]),
+        (*ids[:end], *[None] * spare, *ids[end:]),
+    )

@@ -24,11 +24,13 @@ from pathlib import Path
 
 import rfdetr_edge
 from rfdetr_edge import demo, report
+from rfdetr_edge.annotations import read_annotations
 from rfdetr_edge.classes import LAYOUTS
 from rfdetr_edge.commands import Command, contributed, install_hint
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import InputError, RFDETREdgeError
+from rfdetr_edge.f1 import best_threshold
 from rfdetr_edge.pipeline import detect
 from rfdetr_edge.progress import Progress
 from rfdetr_edge.sinks import (
@@ -237,17 +239,18 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from rfdetr_edge import evaluation  # needs the eval extra
 
-    total = len(evaluation.read_annotations(arguments.annotations)["images"])
+    document = read_annotations(arguments.annotations)
     images = _existing(arguments.images)
     with (
         _open_detector(_existing(arguments.model), arguments) as detector,
-        Progress("images", total) as progress,
+        Progress("images", len(document["images"])) as progress,
     ):
         detections = evaluation.detect_annotated(
             detector, arguments.annotations, images, progress.advance
         )
     result = evaluation.average_precision(arguments.annotations, detections)
-    print(report.precision_json(result) if arguments.json else report.precision_table(result))
+    show = report.precision_json if arguments.json else report.precision_table
+    print(show(result, best_threshold(document, detections)))
     return 0
 
 

@@ -23,6 +23,8 @@ EXTRAS = {
     "pytorch_lightning": "train",
     "pydantic": "train",
     "scipy": "train",
+    "roboflow": "roboflow",
+    "yaml": "eval",
 }
 
 

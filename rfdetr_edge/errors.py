@@ -7,8 +7,9 @@
     │   └── BackendUnavailable   its library is not installed; names the extra that installs it
     └── InputError               an image, array, folder or option that cannot be used
 
-Each message says what was wrong and what to do next. Errors of foreign libraries are mapped to
-these where the library is called, so callers need to catch nothing else.
+ArtifactError and InputError are also ValueErrors. Each message says what was wrong and what to do
+next. Errors of foreign libraries are mapped to these where the library is called, so callers need
+to catch nothing else.
 """
 
 
@@ -16,7 +17,7 @@ class RFDETREdgeError(Exception):
     """Base of every error raised on purpose by rfdetr-edge."""
 
 
-class ArtifactError(RFDETREdgeError):
+class ArtifactError(RFDETREdgeError, ValueError):
     """An artifact or checkpoint that is missing, broken, or not what it should be."""
 
 
@@ -32,5 +33,5 @@ class BackendUnavailable(BackendError):
     """A library that is not installed. The message names the extra that installs it."""
 
 
-class InputError(RFDETREdgeError):
+class InputError(RFDETREdgeError, ValueError):
     """An image, array, folder or option that cannot be used."""

@@ -174,6 +174,8 @@ def _from_pil(image: PilImage) -> RGB:
         if image.mode == "F":  # convert() would clip it, and make 0-1 black
             raise InputError("a Pillow image of mode F has no known range; give an array in 0-1")
         return np.asarray(image.convert("RGB"))
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # Pillow reads lazily: a truncated or closed file
         raise InputError(f"the Pillow image cannot be read: {error}") from error
 

@@ -17,6 +17,7 @@ from rfdetr_edge.sources import Frame
 if TYPE_CHECKING:  # both load what most commands do without
     from rfdetr_edge.doctor import Finding
     from rfdetr_edge.evaluation import AveragePrecision
+    from rfdetr_edge.f1 import F1Sweep
 
 
 def frame_table(frame: Frame, detections: Detections) -> str:
@@ -38,27 +39,28 @@ def tally_line(tally: Tally) -> str:
     return line + (f"; {_count(tally.failed, 'input')} not read in full" if tally.failed else "")
 
 
-def precision_table(result: "AveragePrecision") -> str:
-    """The summary and AP by class, in per cent of 1."""
+def precision_table(result: "AveragePrecision", sweep: "F1Sweep") -> str:
+    """The summary, AP by class, and the threshold with the best F1; all from 0 to 1."""
     rows = [
         ("AP 50:95", result.ap),
         ("AP 50", result.ap50),
         ("AP 75", result.ap75),
-        ("AR 100", result.ar100),
+        ("AR", result.ar),
         *((f"AP {name}", value) for name, value in result.per_class.items()),
+        ("best threshold", sweep.threshold),
+        ("F1", sweep.f1),
+        ("precision", sweep.precision),
+        ("recall", sweep.recall),
     ]
     column = max(len(name) for name, _ in rows)
     lines = [f"{name:<{column}}  {'-' if math.isnan(v) else f'{v:.4f}'}" for name, v in rows]
     return "\n".join([_count(result.images, "image"), *lines])
 
 
-def precision_json(result: "AveragePrecision") -> str:
+def precision_json(result: "AveragePrecision", sweep: "F1Sweep") -> str:
     """The same as a JSON object; null where there is nothing to find."""
-    document = asdict(result)
-    document["per_class"] = {name: _number(value) for name, value in result.per_class.items()}
-    for name in ("ap", "ap50", "ap75", "ar100"):
-        document[name] = _number(document[name])
-    return json.dumps(document, allow_nan=False)
+    document = {**asdict(result), "best_threshold": asdict(sweep)}
+    return json.dumps(_without_nan(document), allow_nan=False)
 
 
 def describe_artifact(path: Path) -> dict[str, Any]:
@@ -136,8 +138,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

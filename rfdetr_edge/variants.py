@@ -6,6 +6,7 @@ architecture with smaller numbers, trained from random weights on a CPU.
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,34 @@ class Variant:
         """
         follows = self.position_grid == self.resolution // self.patch_size
         return resolution // self.patch_size if follows else self.position_grid
+
+    def upstream_settings(self) -> dict[str, Any]:
+        """What upstream's model settings call the facts of this row."""
+        return {
+            "encoder": f"dinov2_windowed_{'base' if self.encoder.width == 768 else 'small'}",
+            "out_feature_indexes": list(self.taps),
+            "dec_layers": self.decoder_layers,
+            "projector_scale": [{2.0: "P3", 1.0: "P4", 0.5: "P5"}[level] for level in self.levels],
+            "hidden_dim": self.hidden_dim,
+            "patch_size": self.patch_size,
+            "num_windows": self.windows,
+            "sa_nheads": self.self_heads,
+            "ca_nheads": self.cross_heads,
+            "dec_n_points": self.points,
+            "num_queries": self.num_queries,
+            "num_select": self.num_select,
+            "group_detr": self.groups,
+            "dim_feedforward": self.feedforward,
+            "num_channels": 3,
+            "two_stage": True,
+            "bbox_reparam": True,
+            "lite_refpoint_refine": True,
+            "layer_norm": True,
+            "ia_bce_loss": True,
+            "segmentation_head": False,
+            "use_grouppose_keypoints": False,
+            "gradient_checkpointing": False,
+        }
 
 
 _SMALL = Encoder(width=384, heads=6)

@@ -1,10 +1,15 @@
-"""Settings of every test run."""
+"""Settings of every test run, and real photos as a small data set."""
 
-from collections.abc import Generator
+import json
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from hypothesis import settings
+
+from rfdetr_edge import demo
 
 # No deadline: a shared machine is slow at random. Derandomised: the same examples in every run.
 settings.register_profile("repository", deadline=None, derandomize=True, max_examples=60)
@@ -44,3 +49,35 @@ def _judged(report: Report, config: pytest.Config) -> Report:
             report.outcome = "failed"
             report.longrepr = f"{reason}\nOnly a missing GPU may skip a test (or --allow-skips)."
     return report
+
+
+PHOTOS = Path(__file__).parent / "photos.coco.json"
+
+
+def _write_split(folder: Path, document: dict) -> Path:
+    folder.mkdir(parents=True)
+    for path in demo.photo_paths():
+        shutil.copy(path, folder)
+    (folder / "_annotations.coco.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture
+def write_split() -> Callable[[Path, dict], Path]:
+    """Writes one split: the annotation file and the three embedded photos."""
+    return _write_split
+
+
+@pytest.fixture
+def photos() -> dict:
+    """The COCO document of the three embedded photos: their 36 boxes of BCCD's test split."""
+    return json.loads(PHOTOS.read_text())
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose train and valid splits are the three embedded photos."""
+    root = tmp_path_factory.mktemp("dataset")
+    for split in ("train", "valid"):
+        _write_split(root / split, json.loads(PHOTOS.read_text()))
+    return root

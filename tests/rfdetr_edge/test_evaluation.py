@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ pytest.importorskip("pycocotools")
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rfdetr_edge.annotations import read_annotations
 from rfdetr_edge.evaluation import average_precision
 
 PHOTOS = demo.photo_paths()
@@ -90,7 +92,7 @@ def test_only_the_images_given_are_evaluated(write):
     hit, nothing = detections((SAME, 0.9, 0)), detections()
     assert average_precision(path, {1: hit}).ap == pytest.approx(1)
     assert average_precision(path, {1: hit, 2: nothing}).ap == pytest.approx(51 / 101)
-    assert average_precision(path, {1: hit, 2: nothing}).ar100 == pytest.approx(0.5)
+    assert average_precision(path, {1: hit, 2: nothing}).ar == pytest.approx(0.5)
 
 
 def test_category_ids_go_through_the_class_table(write):
@@ -98,6 +100,25 @@ def test_category_ids_go_through_the_class_table(write):
     path = write(document([(1, 10, BOX)], {10: "RBC", 20: "WBC"}))
     found = detections((SAME, 0.9, 1), classes=classes)
     assert average_precision(path, {1: found}).per_class["RBC"] == pytest.approx(1)
+
+
+def test_only_the_most_confident_detections_of_a_class_count(write):
+    path = write(document([(1, 1, BOX)]))
+    found = {1: detections((ELSEWHERE, 0.9, 0), (SHIFTED, 0.8, 0), (SAME, 0.7, 0), (SAME, 0.6, 1))}
+    recalls = [average_precision(path, found, max_detections=n).ar for n in (1, 2, 3, 100)]
+    assert recalls == pytest.approx([0, 0.3, 1, 1])
+    assert average_precision(path, found).ap == pytest.approx(0.3 / 2 + 0.7 / 3)
+
+
+def test_a_document_in_memory_gives_what_its_file_gives_and_stays_as_it_is(write):
+    path = write(document([(1, 1, BOX), (2, 2, BOX)]))
+    read = read_annotations(path)
+    before = copy.deepcopy(read)
+    found = {1: detections((SHIFTED, 0.9, 0)), 2: detections((SAME, 0.9, 1))}
+    in_memory, from_file = (average_precision(place, found) for place in (read, path))
+    assert (in_memory.ap, in_memory.ar) == (from_file.ap, from_file.ar)
+    assert in_memory.ap == pytest.approx(0.65)
+    assert read == before
 
 
 def test_nothing_is_printed(write, capfd):
@@ -173,15 +194,17 @@ def test_evaluate_gives_what_pycocotools_gives_for_the_results_file(
     reference.evaluate()
     reference.accumulate()
     reference.summarize()
-    names = ("ap", "ap50", "ap75", "ar100")
+    names = ("ap", "ap50", "ap75", "ar")
     expected = [reference.stats[index] for index in (0, 1, 2, 8)]
     assert [result[name] for name in names] == pytest.approx(expected)
     assert 0 < result["ap"] < 1
     assert np.mean(list(result["per_class"].values())) == pytest.approx(result["ap"])
+    assert 0 < result["best_threshold"]["f1"] < 1
 
     capsys.readouterr()
     assert main(call) == 0
-    assert f"AP 50:95      {result['ap']:.4f}" in capsys.readouterr().out
+    assert f"AP 50:95        {result['ap']:.4f}" in (out := capsys.readouterr().out)
+    assert f"best threshold  {result['best_threshold']['threshold']:.4f}" in out
 
 
 @pytest.mark.parametrize("fault", ["missing", "size"])
