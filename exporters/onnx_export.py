@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import rfdetr_edge
-from exporters.onnx_graph import BATCH_AXIS, finish, replace_metadata
+from exporters.onnx_graph import BATCH_AXIS, add_notes, finish, replace_metadata
 from exporters.torch_reference import TorchSession
 from exporters.verify import Comparison, compare
 from rfdetr_edge.backends import open_session
@@ -27,6 +28,7 @@ from rfdetr_edge.variants import Variant
 from trainer.checkpoint import Checkpoint
 from trainer.model.rfdetr import RFDETR
 
+_BACKBONE_TOLERANCE = 1e-3  # normalised features are of size 1; rounding gives some 1e-5
 OPSETS = range(17, 21)  # GridSample needs 16, LayerNormalization 17; the tracer ends at 20
 
 
@@ -64,7 +66,9 @@ def export_onnx(
     _check(options, checkpoint.variant)
     metadata = _metadata(checkpoint, options)
     with replacing(output) as temporary:
-        _trace(checkpoint.model, metadata, options, temporary)
+        form = _ExportForm(_fixed(checkpoint.model, metadata))
+        _trace(form, ("dets", "labels"), metadata, options, temporary)
+        _complete(temporary, checkpoint.model, metadata, options)
         if images is None:
             return None
         session = open_session(temporary, provider="cpu")
@@ -97,16 +101,67 @@ class _ExportForm(nn.Module):
         return boxes, logits
 
 
-def _trace(model: RFDETR, metadata: ModelMetadata, options: OnnxOptions, path: Path) -> None:
+class _BackboneForm(nn.Module):
+    """Encoder and projector as a function of one tensor."""
+
+    def __init__(self, model: RFDETR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.model.projector(self.model.encoder(images))
+        return features
+
+
+def export_backbone(checkpoint: Checkpoint, output: Path, options: OnnxOptions) -> str:
+    """Writes encoder and projector alone, and says how far they are from torch.
+
+    Input as above; outputs `features`, `features_1`, ..., one (B, C, h, w) for each level of the
+    decoder's memory. Errors as above; there is no metadata but the notes.
+    """
+    _check(options, checkpoint.variant)
+    metadata = _metadata(checkpoint, options)
+    names = ["features", *(f"features_{i}" for i in range(1, len(checkpoint.variant.levels)))]
+    form = _BackboneForm(_fixed(checkpoint.model, metadata))
+    with replacing(output) as temporary:
+        example = _trace(form, names, metadata, options, temporary)
+        add_notes(temporary, metadata.provenance.notes)
+        session = open_session(temporary, provider="cpu")
+        try:
+            found = session.run({"input": example.numpy()})
+        finally:
+            session.close()
+        with torch.no_grad():
+            wanted = dict(zip(names, form(example), strict=True))
+        worst = max(float(np.abs(found[n] - wanted[n].numpy()).max()) for n in names)
+        if not worst <= _BACKBONE_TOLERANCE:
+            raise ArtifactError(f"the exported backbone differs from torch by {worst:.2g}")
+    return f"features within {worst:.1g} of torch"
+
+
+def _fixed(model: RFDETR, metadata: ModelMetadata) -> RFDETR:
+    """A copy whose position table is that of the artifact's resolution."""
     height, width = metadata.input.resolution
-    prepared = copy.deepcopy(model).eval()
+    prepared: RFDETR = copy.deepcopy(model).eval()
     patch = model.variant.patch_size
     prepared.encoder.fix_grid(height // patch, width // patch)
+    return prepared
+
+
+def _trace(
+    form: nn.Module,
+    outputs: Sequence[str],
+    metadata: ModelMetadata,
+    options: OnnxOptions,
+    path: Path,
+) -> Tensor:
+    """Writes the graph and returns the input it was traced with."""
     dynamic = options.batch == "dynamic"
     # A batch of one would be taken for a size that broadcasts.
     size = 2 if options.batch == "dynamic" else options.batch
-    example = torch.randn(size, 3, height, width, generator=torch.Generator().manual_seed(0))
-    names = ("input", "dets", "labels")
+    shape = (size, 3, *metadata.input.resolution)
+    example = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    names = ("input", *outputs)
     with warnings.catch_warnings():
         # Sizes other than the batch are meant to become constants (trainer.model.layers).
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -114,7 +169,7 @@ def _trace(model: RFDETR, metadata: ModelMetadata, options: OnnxOptions, path: P
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export.*")
         torch.onnx.export(
-            _ExportForm(prepared),
+            form,
             (example,),
             str(path),
             input_names=[names[0]],
@@ -123,6 +178,10 @@ def _trace(model: RFDETR, metadata: ModelMetadata, options: OnnxOptions, path: P
             dynamic_axes={name: {0: BATCH_AXIS} for name in names} if dynamic else None,
             dynamo=False,
         )
+    return example
+
+
+def _complete(path: Path, model: RFDETR, metadata: ModelMetadata, options: OnnxOptions) -> None:
     batch = BATCH_AXIS if options.batch == "dynamic" else options.batch
     queries = model.variant.num_queries
     finish(path, metadata, {"dets": (batch, queries, 4), "labels": (batch, queries, model.slots)})

@@ -1,12 +1,15 @@
 """Finishing an ONNX file: the shapes of its outputs and the metadata inside."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from rfdetr_edge.metadata import METADATA_KEY, ModelMetadata
 
 BATCH_AXIS = "batch"
+NOTES_KEY = "rfdetr_notes"
 
 
 def finish(path: Path, metadata: ModelMetadata, shapes: dict[str, tuple[int | str, ...]]) -> None:
@@ -34,6 +37,21 @@ def replace_metadata(path: Path, metadata: ModelMetadata) -> None:
     _save(onnx.load(path), metadata, path)
 
 
-def _save(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
-    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
+def add_notes(path: Path, notes: Any) -> None:
+    """Writes the notes alone, as `rfdetr_notes`."""
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, _notes(notes))
     onnx.save(model, path)
+
+
+def _save(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
+    notes = _notes(metadata.provenance.notes)
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json(), **notes})
+    onnx.save(model, path)
+
+
+def _notes(notes: Any) -> dict[str, str]:
+    """As upstream has them: text as it is, other values as JSON, nothing for None."""
+    if notes is None:
+        return {}
+    return {NOTES_KEY: notes if isinstance(notes, str) else json.dumps(notes, allow_nan=False)}

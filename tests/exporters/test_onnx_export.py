@@ -129,16 +129,15 @@ def test_without_the_gate_the_metadata_says_so(tiny_checkpoint, tmp_path):
 
 
 def test_an_export_that_differs_is_rejected(tiny_checkpoint, tmp_path, monkeypatch):
-    trace = onnx_export._trace
+    fixed = onnx_export._fixed
 
-    def spoil_and_trace(model, *rest):
-        spoilt = RFDETR(model.variant, model.slots)
-        state = model.state_dict()
-        state["box_head.layers.2.bias"] = state["box_head.layers.2.bias"] + 0.01
-        spoilt.load_state_dict(state)
-        trace(spoilt, *rest)
+    def spoilt(*arguments):
+        copied = fixed(*arguments)
+        with torch.no_grad():
+            copied.box_head.layers[2].bias += 0.01
+        return copied
 
-    monkeypatch.setattr(onnx_export, "_trace", spoil_and_trace)
+    monkeypatch.setattr(onnx_export, "_fixed", spoilt)
     path = tmp_path / "model.onnx"
     path.write_text("an older artifact")
     with pytest.raises(ArtifactError, match="differs from the checkpoint"):
