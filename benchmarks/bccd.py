@@ -1,4 +1,4 @@
-"""`python -m trainer.bccd SOURCE DEST`: the BCCD photos as a data set to train on.
+"""`python -m benchmarks.bccd SOURCE DEST`: the BCCD photos as a data set to train on.
 
 SOURCE is a clone of Shenggan/BCCD_Dataset: photos, Pascal VOC annotations, and the lists of its own
 train, val and test split. DEST becomes `train|valid|test/_annotations.coco.json` with the photos
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from rfdetr_edge.datasets.coco import ANNOTATIONS
 from rfdetr_edge.errors import InputError, RFDETREdgeError
 from rfdetr_edge.files import make_folder, replacing
-from trainer.data.coco import ANNOTATIONS
 
 CATEGORY_IDS = {"RBC": 1, "WBC": 2, "Platelets": 3}
 _SPLITS = {"train": "train", "valid": "val", "test": "test"}
@@ -120,7 +120,7 @@ def _text(element: ElementTree.Element, path: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exits with 0, or with 2 and one line on stderr."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.bccd", description="Turn BCCD's VOC files into a COCO data set."
+        prog="python -m benchmarks.bccd", description="Turn BCCD's VOC files into a COCO data set."
     )
     parser.add_argument("source", type=Path, help="clone of Shenggan/BCCD_Dataset")
     parser.add_argument("destination", type=Path, help="folder to write")

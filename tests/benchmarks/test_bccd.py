@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.bccd import convert, main
 from rfdetr_edge import demo
-from trainer.bccd import convert, main
-from trainer.data.coco import read_classes, read_split
+from rfdetr_edge.datasets import read_dataset
 
 SPLITS = {"train": "BloodImage_00007", "val": "BloodImage_00068", "test": "BloodImage_00157"}
 
@@ -57,9 +57,10 @@ def test_boxes_and_photos_are_those_of_the_source(source, tmp_path, photos):
 
 def test_the_trainer_reads_the_result(source, tmp_path):
     convert(source, tmp_path / "out")
-    classes = read_classes(tmp_path / "out")
-    assert classes.foreground() == {"RBC": 1, "WBC": 2, "Platelets": 3}
-    (image,) = read_split(tmp_path / "out", "test", classes).images
+    dataset = read_dataset(tmp_path / "out", "roboflow", report=None)
+    assert dataset.classes.foreground() == {"RBC": 1, "WBC": 2, "Platelets": 3}
+    assert dataset.test is not None
+    (image,) = dataset.test.images
     assert image.path.name == "BloodImage_00157.jpg"
     assert image.boxes.shape == (len(image.labels), 4)
 
@@ -104,7 +105,7 @@ def test_a_broken_source_is_one_line_and_exit_2(source, tmp_path, capsys, damage
         main([str(source), str(tmp_path / "out")])
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("python -m trainer.bccd: error: ")
+    assert line.startswith("python -m benchmarks.bccd: error: ")
     assert message in line
 
 

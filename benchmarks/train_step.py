@@ -1,0 +1,153 @@
+"""Time and memory of a training step against upstream's: `python -m benchmarks.train_step`.
+
+A step is network, criterion, backward pass, clipping and AdamW, of nano in float32 with the same
+weights, images and targets in both; that the losses agree is part of the result. Two processes take
+turns, never at once, so that a slow moment of the machine hits both alike.
+
+Upstream lives in an environment of its own: bash benchmarks/baselines/peer_env.sh
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.stages import environment
+
+WARM_UP = 3
+_RESAMPLES = 10_000
+
+
+class Worker:
+    """A process that makes one training step when asked (benchmarks/baselines/worker.py)."""
+
+    def __init__(self, python: Path, name: str, threads: int, weights: Path) -> None:
+        self._name = name
+        self._process = subprocess.Popen(
+            [python, "-m", f"benchmarks.baselines.{name}", str(threads), weights],
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.ready = self._answer()
+
+    def step(self) -> dict[str, Any]:
+        """seconds, losses by name and peak_mb of the process after one step."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise SystemExit(f"the process of {self._name} ended; its messages are above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def compare(peer: Path, steps: int, threads: int) -> dict[str, Any]:
+    """The report: environment, both sides, and the ratios ours to upstream's."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pt"
+        ours = Worker(Path(sys.executable), "ours", threads, weights)
+        upstream = Worker(peer / "bin" / "python", "upstream", threads, weights)
+    rounds = []
+    for index in range(WARM_UP + steps):
+        first, second = (ours, upstream) if index % 2 == 0 else (upstream, ours)
+        answers = {first: first.step(), second: second.step()}
+        rounds.append((answers[ours], answers[upstream]))
+    for worker in (ours, upstream):
+        worker.close()
+    sides = {
+        "ours": _side(ours.ready, [mine for mine, _ in rounds]),
+        "upstream": _side(upstream.ready, [theirs for _, theirs in rounds]),
+    }
+    seconds = np.array([[side["seconds"] for side in pair] for pair in rounds[WARM_UP:]])
+    return {
+        "environment": {**environment(), "threads": threads},
+        "warm_up": WARM_UP,
+        "steps": steps,
+        **sides,
+        "time_ratio": float(np.divide(*np.median(seconds, axis=0))),
+        "time_ratio_95": ratio_interval(seconds),
+        "peak_ratio": _ratio(sides, "peak_mb"),
+        "growth_ratio": _ratio(sides, "growth_mb"),
+        "first_losses_differ": difference(*(side["losses"] for side in rounds[0])),
+    }
+
+
+def ratio_interval(seconds: NDArray[np.float64]) -> list[float]:
+    """95 % bootstrap interval of the ratio of medians; seconds (rounds, 2), rounds resampled."""
+    drawn = np.random.default_rng(0).integers(len(seconds), size=(_RESAMPLES, len(seconds)))
+    medians = np.median(seconds[drawn], axis=1)
+    return [float(edge) for edge in np.percentile(medians[:, 0] / medians[:, 1], (2.5, 97.5))]
+
+
+def difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
+    """Largest relative difference of two sets of losses of the same names; NaN if one is."""
+    if ours.keys() != theirs.keys():
+        raise SystemExit(f"not the same losses: {sorted(ours)} and {sorted(theirs)}")
+    return float(np.max([abs(ours[name] / theirs[name] - 1) for name in theirs]))
+
+
+def _side(ready: dict[str, Any], answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counted = [answer["seconds"] for answer in answers[WARM_UP:]]
+    peak = answers[-1]["peak_mb"]
+    return {
+        "torch": ready["torch"],
+        "median_s": float(np.median(counted)),
+        "seconds": counted,
+        "peak_mb": peak,
+        "growth_mb": peak - ready["imported_mb"],
+        "total_losses": [sum(answer["losses"].values()) for answer in answers],
+        "first_losses": answers[0]["losses"],
+    }
+
+
+def _ratio(sides: dict[str, Any], name: str) -> float:
+    return float(sides["ours"][name] / sides["upstream"][name])
+
+
+def main() -> None:
+    """Measures, prints, and writes the JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step")
+    default = Path(tempfile.gettempdir()) / "rfdetr-peer"
+    parser.add_argument("--peer", type=Path, default=default, help="folder made by peer_env.sh")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write everything here")
+    arguments = parser.parse_args()
+    report = compare(arguments.peer, arguments.steps, arguments.threads)
+    for name in ("ours", "upstream"):
+        side = report[name]
+        print(
+            f"{name:<9} {side['median_s']:.3f} s a step, peak {side['peak_mb']:.0f} MB, "
+            f"{side['growth_mb']:.0f} MB over its imports"
+        )
+    low, high = report["time_ratio_95"]
+    print(f"time {report['time_ratio']:.3f} ({low:.3f} to {high:.3f}), ", end="")
+    print(f"peak {report['peak_ratio']:.3f}, growth {report['growth_ratio']:.3f}, ", end="")
+    print(f"losses of the first step differ by {report['first_losses_differ']:.1e}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

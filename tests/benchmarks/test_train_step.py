@@ -1,0 +1,47 @@
+"""The step benchmark drives real processes; upstream's own needs its environment, so not here."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.train_step import Worker, difference, ratio_interval
+
+
+def test_a_worker_trains_and_shares_its_weights(tmp_path: Path) -> None:
+    worker = Worker(Path(sys.executable), "ours", threads=1, weights=tmp_path / "weights.pt")
+    first, second = worker.step(), worker.step()
+    worker.close()
+    assert worker.ready["torch"] == torch.__version__
+    assert sum(second["losses"].values()) < sum(first["losses"].values())
+    assert len(first["losses"]) == 9  # class, box and GIoU of two layers and of the proposals
+    # parameters, gradients and two moments of AdamW, 4 bytes each, are the least that a step holds
+    weights = torch.load(tmp_path / "weights.pt")
+    megabytes = 16 * sum(tensor.numel() for tensor in weights.values()) / 2**20
+    assert second["peak_mb"] - worker.ready["imported_mb"] > megabytes
+    assert first["seconds"] > 0
+
+
+def test_a_process_that_cannot_start_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="process of nobody ended"):
+        Worker(Path(sys.executable), "nobody", threads=1, weights=tmp_path / "weights.pt")
+
+
+def test_the_interval_is_of_the_ratio_of_medians() -> None:
+    theirs = np.random.default_rng(3).uniform(1.0, 1.2, 200)
+    low, high = ratio_interval(np.stack([2 * theirs, theirs], axis=1))
+    assert low == pytest.approx(2) == high
+    apart = np.random.default_rng(4).uniform(2.0, 2.4, 200)
+    low, high = ratio_interval(np.stack([apart, theirs], axis=1))
+    assert low < float(np.median(apart) / np.median(theirs)) < high
+    assert high - low < 0.2
+
+
+def test_losses_are_compared_by_name() -> None:
+    assert difference({"a": 1.01, "b": 2.0}, {"a": 1.0, "b": 2.0}) == pytest.approx(0.01)
+    assert math.isnan(difference({"a": 1.0, "b": math.nan}, {"a": 1.0, "b": 2.0}))
+    with pytest.raises(SystemExit, match="not the same losses"):
+        difference({"a": 1.0}, {"a": 1.0, "b": 2.0})
