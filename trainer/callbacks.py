@@ -1,58 +1,49 @@
-"""What happens around training: weight averaging, AP of the average, keeping the best."""
+"""AP and F1 at validation, keeping the best weights, stopping early; files to go on from."""
 
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from rfdetr_edge.classes import ClassTable
+from rfdetr_edge.datasets import Dataset, Split
 from rfdetr_edge.detections import Detections
+from rfdetr_edge.errors import InputError
 from rfdetr_edge.evaluation import average_precision
+from rfdetr_edge.f1 import best_threshold
 from trainer.checkpoint import save_checkpoint
-from trainer.config import TrainConfig
-from trainer.module import DetectionModule
-
-_RAMP_STEPS = 100.0
+from trainer.checkpoint_file import write_file
+from trainer.config import ModelConfig, TrainConfig
+from trainer.module import DetectionModule, Evaluated
 
 logger = logging.getLogger(__name__)
 
 
-def weight_average(decay: float) -> WeightAveraging:
-    """Exponential moving average of the weights; validation and the kept files use it.
+class BestWeights(pl.Callback):
+    """Evaluates the valid split, keeps the weights with the best metric, ends a run that stalls.
 
-    The decay ramps up as `decay * (1 - exp(-u / 100))` over u optimizer steps, so that the first
-    random weights do not linger (training.md section 4).
+    Files in the output folder: checkpoint_best_ema.pth, or checkpoint_best_regular.pth without a
+    weight average, and checkpoint_best_total.pth, which always exists once an epoch was validated.
     """
 
-    def average(kept: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-        ramped = decay * (1 - math.exp(-float(updates) / _RAMP_STEPS))
-        return ramped * kept + (1 - ramped) * current
-
-    return WeightAveraging(avg_fn=average)
-
-
-class BestByAP(pl.Callback):
-    """Computes AP on the valid split and keeps the weights with the highest AP50:95.
-
-    Stands before the weight average in the list of callbacks, so that the module still holds the
-    averaged weights when the epoch's validation ends.
-    """
-
-    def __init__(self, annotations: Path, config: TrainConfig, classes: ClassTable) -> None:
-        self._annotations = annotations
+    def __init__(self, dataset: Dataset, model: ModelConfig, config: TrainConfig) -> None:
+        self._dataset = dataset
+        self._model = model
         self._config = config
-        self._classes = classes
         self._best = -1.0
-        self._found: dict[int, Detections] = {}
+        self._reference = -1.0  # what early stopping wants to see beaten by its min_delta
+        self._stale = 0
+        self._evaluated: list[Evaluated] = []
+        self.test_result: dict[str, float] = {}
 
     @property
     def path(self) -> Path:
         """The checkpoint of the best weights so far."""
-        return self._config.output / "checkpoint_best_total.pth"
+        return self._config.output_dir / "checkpoint_best_total.pth"
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Has the last epoch validated, whatever the interval."""
@@ -61,48 +52,136 @@ class BestByAP(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets the last epoch's detections."""
-        self._found = {}
+        self._evaluated = []
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        *_: Any,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Collects what `validation_step` found."""
-        self._found.update(outputs)
+        """Collects what was found."""
+        self._evaluated.append(outputs)
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs AP and saves the weights when they are the best."""
-        result = average_precision(self._annotations, self._found)
-        pl_module.log_dict(
-            {
-                "val/mAP_50_95": result.ap,
-                "val/mAP_50": result.ap50,
-                "val/mAP_75": result.ap75,
-                **{f"val/AP/{name}": ap for name, ap in result.per_class.items()},
-            }
-        )
+        """Logs the metrics; saves the weights when they are the best."""
+        metrics = self._metrics("val", self._dataset.valid)
+        for name, value in metrics.items():
+            pl_module.log(name, value, prog_bar=name == "val/mAP_50_95", rank_zero_only=True)
+        epoch = trainer.current_epoch
         logger.info(
-            "epoch %d: valid AP50:95 %.4f, AP50 %.4f", trainer.current_epoch, result.ap, result.ap50
+            "epoch %d: valid AP50:95 %.4f, AP50 %.4f, loss %.4f",
+            *(epoch, metrics["val/mAP_50_95"], metrics["val/mAP_50"], metrics["val/loss"]),
         )
-        if result.ap > self._best:
-            self._best = result.ap
-            assert isinstance(pl_module, DetectionModule)
-            save_checkpoint(
-                self.path,
-                pl_module.model,
-                classes=self._classes,
-                resolution=self._config.side,
-                antialias=self._config.antialias,
+        if not math.isfinite(metrics["val/loss"]):
+            raise InputError(
+                f"the weights became NaN or infinite in epoch {epoch}: start again with a lower lr "
+                "or a longer warm-up (warmup_epochs)"
             )
+        # the last weights count when no epoch did
+        last = epoch + 1 == self._config.epochs
+        if epoch < self._config.skip_best_epochs and not last:
+            return
+        value = metrics["val/mAR" if self._config.best_model_metric == "mar" else "val/mAP_50_95"]
+        if value > self._best:
+            self._best = value
+            self._save(trainer, pl_module)
+        if value >= self._reference + self._config.early_stopping_min_delta:
+            self._reference, self._stale = value, 0
+        else:
+            self._stale += 1
+        if self._config.early_stopping and self._stale >= self._config.early_stopping_patience:
+            logger.info("epoch %d: no better for %d validations, stopped", epoch, self._stale)
+            trainer.should_stop = True
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the metrics of the test split."""
+        assert self._dataset.test is not None
+        self.test_result = self._metrics("test", self._dataset.test)
+        for name, value in self.test_result.items():
+            pl_module.log(name, value, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best AP so far, for a resumed run."""
-        return {"best": self._best}
+        """What a resumed run needs to judge its epochs."""
+        return {"best": self._best, "reference": self._reference, "stale": self._stale}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best AP of the resumed run, unless its weights lie in another folder."""
+        """Takes the best metric of the resumed run, unless its weights lie in another folder."""
         if self.path.is_file():
-            self._best = state_dict["best"]
+            self._best, self._stale = state_dict["best"], state_dict["stale"]
+            self._reference = state_dict["reference"]
+
+    def _metrics(self, prefix: str, split: Split) -> dict[str, float]:
+        """Of all ranks' detections; the same on every rank."""
+        found: dict[int, Detections] = {}
+        batches = _of_all_ranks(self._evaluated)
+        for batch in batches:
+            found.update(batch.found)
+        targets = sum(batch.targets for batch in batches)
+        result = average_precision(split.document, found, max_detections=self._config.eval_max_dets)
+        sweep = best_threshold(split.document, found)
+        return {
+            f"{prefix}/loss": sum(batch.loss for batch in batches) / max(targets, 1),
+            f"{prefix}/mAP_50_95": result.ap,
+            f"{prefix}/mAP_50": result.ap50,
+            f"{prefix}/mAP_75": result.ap75,
+            f"{prefix}/mAR": result.ar,
+            f"{prefix}/F1": sweep.f1,
+            f"{prefix}/precision": sweep.precision,
+            f"{prefix}/recall": sweep.recall,
+            f"{prefix}/best_threshold": sweep.threshold,
+            **{f"{prefix}/AP/{name}": ap for name, ap in result.per_class.items()},
+        }
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, DetectionModule)
+        source: Literal["ema", "regular"] = "ema" if self._config.use_ema else "regular"
+        best = self._config.output_dir / f"checkpoint_best_{source}.pth"
+        for path in (best, self.path):
+            save_checkpoint(
+                path,
+                pl_module.network,
+                classes=self._dataset.classes,
+                model=self._model,
+                train=self._config,
+                epoch=trainer.current_epoch,
+                source=source,
+            )
+
+
+class EpochFiles(Checkpoint):
+    """Writes what a run can go on from after every epoch: last.ckpt, some as checkpoint_<epoch>.
+
+    Lightning calls it after the other callbacks, whose state it keeps.
+    """
+
+    def __init__(self, folder: Path, interval: int) -> None:
+        self._folder, self._interval = folder, interval
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes last.ckpt last, so that a run killed before it makes up for the other one."""
+        epoch = trainer.current_epoch
+        kept = [f"checkpoint_{epoch}"] if (epoch + 1) % self._interval == 0 else []
+        for name in (*kept, "last"):
+            trainer.save_checkpoint(self._folder / f"{name}.ckpt")
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's own goes through the system's temporary folder: on another disk, not at once."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes beside the place, and renames."""
+        write_file(Path(path), checkpoint)
+
+
+def _of_all_ranks(evaluated: list[Evaluated]) -> list[Evaluated]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return evaluated
+    gathered: list[list[Evaluated]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, evaluated)
+    return [batch for rank in gathered for batch in rank]

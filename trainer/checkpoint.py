@@ -1,38 +1,39 @@
 """Reading and writing checkpoints: ours, upstream's published files, and legacy ones.
 
-Keys written: `model` (tensors under upstream's names), `args` (class_names, notes), `model_name`,
-`model_config`, and `rfdetr_edge` (what upstream's keys have no place for).
+The weights lie under `model` in a `.pth` and `state_dict` in Lightning's files; `describe` gives
+the keys beside them. `rfdetr_edge` holds what upstream's keys have no place for.
 """
 
 import argparse
-import io
+import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rfdetr_edge.classes import COCO_NAMES, ClassTable, coco_classes, named_classes
+from rfdetr_edge import __version__
+from rfdetr_edge.classes import COCO_NAMES, ClassTable, coco_classes, named_classes, with_slots
 from rfdetr_edge.errors import ArtifactError, InputError
-from rfdetr_edge.files import replacing
 from rfdetr_edge.variants import VARIANTS, Variant
-from trainer.checkpoint_file import read_file
+from trainer.checkpoint_file import read_file, write_file
 from trainer.checkpoint_names import from_file_names, to_file_names
+from trainer.config import ModelConfig, TrainConfig, misfit
 from trainer.model.encoder import resize_position_table
 from trainer.model.rfdetr import RFDETR
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 # In the order of the search: the first that stands in the name wins (training.md section 10).
 _NAMES_IN_FILES = (
     *("seg-", "keypoint", "2xlarge", "xxlarge", "xlarge"),
     *("large", "medium", "small", "nano", "base", "tiny"),
 )
-# Part of every file; means something on keypoint models alone.
-_KEYPOINT_MASK = "_kp_active_mask"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,37 +57,35 @@ class Checkpoint:
         return self.model.variant
 
 
-def load_checkpoint(path: str | Path, *, variant: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, *, variant: str | None = None, trust: bool = False
+) -> Checkpoint:
     """Opens a checkpoint and builds its model.
 
     variant: overrides what the file says of itself, for files that say nothing.
-    Raises ArtifactError when the file is missing, no checkpoint, needs pickled code, or belongs to
-    a variant or task this version does not know; InputError for an unknown `variant`.
+    trust: also opens files that pickle objects, which can run any code when they are read.
+    Of a last.ckpt of ours, the averaged weights are taken.
+    Raises ArtifactError when the file is missing, no checkpoint, pickles objects without trust, or
+    belongs to a variant or task this version does not know; InputError for an unknown `variant`.
     """
     path = Path(path)
     if variant is not None and variant not in VARIANTS:
         raise InputError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-    data, sha256 = read_file(path)
+    data, sha256 = read_file(path, trust=trust)
     weights = _weights(data, path)
-    chosen = VARIANTS[variant] if variant is not None else _find_variant(data, path)
-    own = _as_dict(data.get("rfdetr_edge"))
-    args = _as_dict(data.get("args"))
-    resolution = _resolution(_as_dict(data.get("model_config")), args, chosen, path)
-    model = build_model(chosen, weights, path=path, resolution=resolution)
+    row = VARIANTS[variant] if variant is not None else _find_variant(data, path)
+    args, settings, own = (_as_dict(data.get(k)) for k in ("args", "model_config", "rfdetr_edge"))
+    resolution = settings.get("resolution") or args.get("resolution") or row.resolution
+    model = build_model(row, weights, path=path, resolution=resolution)
     return Checkpoint(
         model=model.eval(),
-        classes=_class_table(model.slots, args.get("class_names"), own.get("category_ids")),
+        classes=_class_table(args, own, model.slots, path),
         resolution=resolution,
         # Upstream evaluates with the antialiased resize; published accuracy is measured so.
-        antialias=bool(own.get("antialias", True)),
+        antialias=own.get("antialias") is not False,
         sha256=sha256,
-        notes=args.get("notes"),
+        notes=data.get("notes", args.get("notes")),
     )
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under our names, to start a training from; errors as above."""
-    return _weights(read_file(path)[0], path)
 
 
 def build_model(
@@ -97,83 +96,128 @@ def build_model(
     resolution: int | None = None,
     slots: int | None = None,
 ) -> RFDETR:
-    """A model with the given weights (our names).
+    """A model with the given weights (our names), fitted to it where that makes sense.
 
-    slots: class slots of the model; None takes those of the weights. Another number truncates the
-    class heads or tiles them, so that fine-tuning starts from what they know. The position table
-    is resized to the resolution's grid where the variant's own follows the resolution.
-    Raises ArtifactError when names or shapes do not fit the variant.
+    slots: of the class heads, which are truncated or tiled; None takes those of the weights.
+    resolution: the position table is resized to its grid, unless the variant keeps its own.
+    Spare queries and query groups are cut off. Raises ArtifactError for what does not fit.
     """
-    found = weights["class_head.weight"].shape[0]
-    model = RFDETR(variant, slots or found)
-    misfit = f"{path} does not fit variant {variant.name}"
-    unknown = sorted(set(weights) - set(model.state_dict()) - {_KEYPOINT_MASK})
-    missing = sorted(set(model.state_dict()) - set(weights))
-    if unknown or missing:
+    problem = f"{path} does not fit variant {variant.name}, which --variant chooses"
+    side = variant.resolution if resolution is None else resolution
+    patches = weights.get("encoder.patches.weight")
+    if patches is not None and patches.ndim == 4 and patches.shape[-1] != variant.patch_size:
+        found = patches.shape[-1]
+        raise ArtifactError(f"{problem}: patch_size is {found}, not {variant.patch_size}")
+    if type(side) is not int or not variant.accepts(side):
+        reason = misfit(variant, side) if type(side) is int else f"its resolution is {side!r}"
+        raise ArtifactError(f"{problem}: {reason}")
+    fitted = dict(weights)
+    _fit_queries(fitted, variant)
+    slots = slots or fitted["class_head.weight"].shape[0]
+    for name, tensor in fitted.items():
+        if "class_head." in name and tensor.ndim and len(tensor):
+            fitted[name] = tensor[torch.arange(slots) % len(tensor)]
+    model = RFDETR(variant, slots)
+    model.encoder.fix_grid(*[variant.position_grid_at(side)] * 2)
+    _fit_position_table(fitted, model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in fitted.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = sorted(n for n in {*shapes, *wanted} if shapes.get(n) != wanted.get(n))
+    if wrong:
+        was, should = shapes.get(wrong[0], "missing"), wanted.get(wrong[0], "absent")
         raise ArtifactError(
-            f"{misfit}: {len(missing)} tensors are missing (first {missing[:1]}), {len(unknown)} "
-            f"are unknown (first {unknown[:1]}); name the right one with --variant"
+            f"{problem}: {len(wrong)} tensors differ, first {wrong[0]}: {was}, should be {should}"
         )
-    fitted = _fit_class_heads(dict(weights), slots or found)
-    _fit_position_table(fitted, model, variant, resolution or variant.resolution)
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        if fitted[name].shape != tensor.shape:
-            raise ArtifactError(
-                f"{misfit}: {name} has shape {tuple(fitted[name].shape)}, expected "
-                f"{tuple(tensor.shape)}; name the right one with --variant"
-            )
-    model.load_state_dict({name: fitted[name] for name in expected})
+    model.load_state_dict(fitted)
     return model
 
 
 def save_checkpoint(
     path: Path,
-    model: RFDETR,
+    network: RFDETR,
     *,
     classes: ClassTable,
-    resolution: int,
-    antialias: bool,
-    notes: Any = None,
+    model: ModelConfig,
+    train: TrainConfig,
+    epoch: int | None = None,
+    source: Literal["ema", "regular"] | None = None,
 ) -> None:
-    """Writes a stripped checkpoint in upstream's format; the file appears whole or not at all."""
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    names = list(classes.foreground())
-    data = {
-        "model": {**to_file_names(weights), _KEYPOINT_MASK: torch.zeros(0, 0, dtype=torch.bool)},
-        "args": {"class_names": names, "notes": notes},
-        "model_name": model.variant.api_name,
-        "model_config": {"num_classes": len(names), "resolution": resolution},
+    """Writes weights in upstream's format; the file appears whole or not at all.
+
+    epoch: the one that ended with these weights, from 0. source: which weights they are.
+    """
+    weights = file_weights(network)
+    kept: dict[str, Any] = {
+        "model": weights,
+        "state_dict": {f"model.{name}": tensor for name, tensor in weights.items()},
+        "epoch": epoch,
+        "global_step": 0,
+        "pytorch-lightning_version": version("pytorch-lightning"),
+        "loops": {},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "best_total_source": source,
+    }
+    write_file(path, {**kept, **describe(classes=classes, model=model, train=train)})
+
+
+def file_weights(network: RFDETR) -> dict[str, Tensor]:
+    """The tensors that upstream's files of this network hold, on the CPU."""
+    weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    # part of every file; means something on keypoint models alone
+    return {**to_file_names(weights), "_kp_active_mask": torch.zeros(0, 0, dtype=torch.bool)}
+
+
+def describe(*, classes: ClassTable, model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
+    """The keys that say what a file's weights are, in plain values; for Lightning's files too.
+
+    args, model_name, model_config, rfdetr_version and notes are upstream's.
+    """
+    table = zip(classes.names, classes.category_ids, strict=True)
+    names, count = [name for name, number in table if number is not None], len(classes) - 1
+    return {
+        "args": {**train.model_dump(mode="json"), "class_names": names, "num_classes": count},
+        "model_name": model.row.api_name,
+        "model_config": model_settings(model, classes),
+        "rfdetr_version": f"rfdetr-edge {__version__}",
+        "notes": train.notes,
         "rfdetr_edge": {
-            "category_ids": list(classes.foreground().values()),
-            "antialias": antialias,
+            "layout": classes.layout,
+            "category_ids": [number for number in classes.category_ids if number is not None],
+            "antialias": train.antialias,
         },
     }
-    # torch turns a full disk into a RuntimeError that does not say so
-    content = io.BytesIO()
-    torch.save(data, content)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+
+
+def model_settings(model: ModelConfig, classes: ClassTable) -> dict[str, Any]:
+    """What upstream and Roboflow read of a model's shape, under upstream's names."""
+    return {
+        **model.row.upstream_settings(),
+        "num_classes": len(classes) - 1,
+        "resolution": model.resolution,
+        "positional_encoding_size": model.positional_encoding_size,
+    }
 
 
 def _weights(data: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """The state dict under our names, out of a `.pth`, a Lightning file, or a bare state dict."""
-    found = data.get("model", data.get("state_dict", data))
-    if not isinstance(found, dict) or not found:
-        raise ArtifactError(f"{path} holds no weights: it has the keys {', '.join(map(str, data))}")
+    # what trainer/ema.py keeps in Lightning's files, whose own weights are the plain ones
+    average = _as_dict(_as_dict(data.get("callbacks")).get("WeightAverage")).get("average")
+    found = _as_dict(average) or _as_dict(data.get("model", data.get("state_dict", data)))
     plain = {
-        str(name).removeprefix("model.").replace("_orig_mod.", ""): tensor
+        str(name).replace("_orig_mod.", "").removeprefix("model.").removeprefix("network."): tensor
         for name, tensor in found.items()
-        if isinstance(tensor, Tensor)
+        if isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if tensor.layout is torch.strided and not tensor.is_meta
     }
-    odd = [name for name, tensor in plain.items() if not _is_plain(tensor)]
-    if odd:
-        raise ArtifactError(f"{path}: {odd[0]} is quantised, sparse or complex; save plain floats")
     weights = from_file_names(plain)
     head = weights.get("class_head.weight")
     if head is None or head.ndim != 2 or not head.numel():
+        keys = ", ".join(map(str, [*data][:9]))
         raise ArtifactError(
-            f"{path} holds no RF-DETR weights: it lacks the matrix class_embed.weight"
+            f"{path} holds no RF-DETR weights: no class_embed.weight that is a matrix of plain "
+            f"floats; its keys are {keys}"
         )
     if any(name.startswith(("segmentation_head.", "keypoint_embed.")) for name in plain):
         raise ArtifactError(
@@ -182,43 +226,22 @@ def _weights(data: dict[str, Any], path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    dense = tensor.layout is torch.strided and not tensor.is_meta
-    return dense and not tensor.is_quantized and not tensor.is_complex()
-
-
 def _find_variant(data: dict[str, Any], path: Path) -> Variant:
-    """By `model_name`, else by `args.pretrain_weights`, else by the file's name."""
-    by_api_name = {variant.api_name: variant for variant in VARIANTS.values()}
-    model_name = data.get("model_name")
-    if model_name is not None:
-        if str(model_name) in by_api_name:
-            return by_api_name[str(model_name)]
-        raise ArtifactError(
-            f"{path} says it is a {model_name}; this version reads {', '.join(by_api_name)}"
-        )
-    hint = str(_as_dict(data.get("args")).get("pretrain_weights") or "").lower()
+    """By the exact `model_name`, else by `args.pretrain_weights`, else by the file's name."""
+    model_name, args = data.get("model_name"), data.get("args")
+    by_name = {variant.api_name: variant for variant in VARIANTS.values()}
+    if found := by_name.get(str(model_name).strip()):
+        return found
+    hint = str(_as_dict(args).get("pretrain_weights")).strip().lower()
     text = path.name.lower() if hint in ("", "none", "null") else hint
-    name = next((part for part in _NAMES_IN_FILES if part in text), None)
-    if name is None or name not in VARIANTS:
+    name = next((part for part in _NAMES_IN_FILES if part in text), "")
+    if args is None or name not in VARIANTS:
+        reason = "it has no args" if args is None else f"{text!r} names none that is known"
         raise ArtifactError(
-            f"{path} does not say which variant it is, and {text!r} names none of "
-            f"{', '.join(VARIANTS)}; name it with --variant"
+            f"{path} does not say which variant it is: its model_name is {model_name!r}, and "
+            f"{reason}. Name one of {', '.join(VARIANTS)} (--variant)"
         )
     return VARIANTS[name]
-
-
-def _resolution(
-    settings: dict[str, Any], args: dict[str, Any], variant: Variant, path: Path
-) -> int:
-    """What the file says, else the variant's own."""
-    side = settings.get("resolution") or args.get("resolution") or variant.resolution
-    if type(side) is not int or not variant.accepts(side):
-        raise ArtifactError(
-            f"{path} says its resolution is {side!r}, which is no multiple of "
-            f"{variant.block_size}, as variant {variant.name} needs it"
-        )
-    return side
 
 
 def _as_dict(args: object) -> dict[str, Any]:
@@ -227,40 +250,46 @@ def _as_dict(args: object) -> dict[str, Any]:
     return dict(args) if isinstance(args, dict) else {}
 
 
-def _class_table(slots: int, class_names: object, category_ids: object) -> ClassTable:
-    """COCO's for 91 slots with COCO's names or none; else the names and a background slot.
+def _class_table(args: dict[str, Any], own: dict[str, Any], slots: int, path: Path) -> ClassTable:
+    """COCO's where the file says so, or has 91 slots with COCO's names or none; else its names.
 
-    Names that do not fit the slots are replaced by numbers.
+    Slots beyond the names stay unnamed. Classes that do not fit the slots become numbers.
     """
-    names, ids = _list_of(str, class_names), _list_of(int, category_ids)
-    if slots == 91 and (not names or tuple(names) == COCO_NAMES):
-        return coco_classes()
-    if not names or len(names) != slots - 1:
-        names, ids = [f"class_{slot}" for slot in range(slots - 1)], []
-    return named_classes("background-last", names, ids or None)
+    layout, ids = own.get("layout", "background-last"), own.get("category_ids")
+    names: Any = args.get("class_names")
+    unnamed = names in (None, [], ())
+    if layout == "coco" or (slots == 91 and (unnamed or names in (COCO_NAMES, [*COCO_NAMES]))):
+        return coco_classes(slots)
+    if not unnamed:
+        fits = _list_of(str, names) and len(names) <= slots - (layout != "contiguous")
+        if fits and (ids is None or (_list_of(int, ids) and len(ids) == len(names))):
+            return with_slots(named_classes(layout, names, ids), slots)
+        text = "%s: class_names %.99r with category_ids %.99r do not fit its %d slots"
+        logger.warning(text, path, names, ids, slots)
+    return named_classes("background-last", [f"class_{slot}" for slot in range(slots - 1)])
 
 
-def _list_of(kind: type[T], values: object) -> list[T]:
-    """The values where they are a list of one kind, as what a file says of itself should be."""
-    if isinstance(values, list | tuple) and all(type(value) is kind for value in values):
-        return list(values)
-    return []
+def _list_of(kind: type, values: object) -> bool:
+    return isinstance(values, list | tuple) and all(type(value) is kind for value in values)
 
 
-def _fit_class_heads(weights: dict[str, Tensor], slots: int) -> dict[str, Tensor]:
-    for name, tensor in weights.items():
-        if "class_head." in name and tensor.numel() and tensor.ndim and tensor.shape[0] != slots:
-            copies = -(-slots // tensor.shape[0])
-            weights[name] = tensor.repeat(copies, *[1] * (tensor.ndim - 1))[:slots]
-    return weights
+def _fit_queries(weights: dict[str, Tensor], variant: Variant) -> None:
+    """Cuts spare queries off each group: rows are groups x queries, so no flat slice would do."""
+    names = ("query_features.weight", "query_boxes.weight")
+    heads = {n: int(m[1]) for n in weights if (m := re.match(r"proposals\.(\d+)\.", n))}
+    groups = len(set(heads.values()))
+    for name in names:
+        rows = weights[name].shape[:1].numel() if name in weights else 0
+        if groups >= variant.groups and rows >= groups * variant.num_queries and not rows % groups:
+            split = weights[name].unflatten(0, (groups, -1))
+            weights[name] = split[: variant.groups, : variant.num_queries].flatten(0, 1)
+    for name, group in heads.items():
+        if group >= variant.groups:
+            del weights[name]
 
 
-def _fit_position_table(
-    weights: dict[str, Tensor], model: RFDETR, variant: Variant, resolution: int
-) -> None:
-    side = variant.position_grid_at(resolution)
-    model.encoder.fix_grid(side, side)
-    table = weights["encoder.positions"]
-    old = math.isqrt(table.numel() // variant.encoder.width)
-    if old != side and table.shape == (1, 1 + old**2, variant.encoder.width):
-        weights["encoder.positions"] = resize_position_table(table, (old, old), (side, side))
+def _fit_position_table(weights: dict[str, Tensor], model: RFDETR) -> None:
+    table, width = weights.get("encoder.positions", torch.empty(0)), model.variant.encoder.width
+    old = math.isqrt(table.numel() // width)
+    if (old, old) != model.encoder.grid and table.shape == (1, 1 + old**2, width):
+        weights["encoder.positions"] = resize_position_table(table, (old, old), model.encoder.grid)

@@ -1,50 +1,139 @@
-"""Settings of a training run. Unknown names are errors."""
+"""Settings of a model and of a training run, under upstream's names. Unknown names are errors.
 
+Upstream documents many more settings (training.md section 12). Those that are constants here are
+accepted at their value only, so that existing calls work and no call is silently ignored.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from rfdetr_edge.errors import InputError
 from rfdetr_edge.variants import VARIANTS, Variant
+from trainer.data.augmentation import Augmentation, read_augmentation
+
+T = TypeVar("T")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+# Where, or why, the value of a documented name is fixed -> the names and their only values.
+_FIXED: Mapping[str, Mapping[str, Any]] = {
+    "trainer/data/module.py": {
+        **dict.fromkeys(("eval_batch_size", "pad_targets_to", "pin_memory")),
+        **dict.fromkeys(("persistent_workers", "prefetch_factor")),
+        "pack_targets": True,
+    },
+    "trainer/auto_batch.py": {
+        "auto_batch_max_targets_per_image": 100,
+        "auto_batch_ema_headroom": 0.7,
+    },
+    "trainer/ema.py": {"ema_update_interval": 1},
+    "trainer/callbacks.py": {
+        **dict.fromkeys(("eval_base_model", "early_stopping_use_ema", "dont_save_weights"), False),
+        **dict.fromkeys(("eval_ema_only", "fp16_eval"), False),  # deprecated upstream
+        "smooth_alpha": 0.0,
+        "log_per_class_metrics": False,  # they are always logged
+    },
+    "WEIGHTS in trainer/losses.py": {"cls_loss_coef": 1.0},
+    "rfdetr_edge/preprocess.py": {"square_resize_div_64": True},
+    "rfdetr_edge/evaluation.py": {"eval_backend": "vernier"},  # pycocotools: the same metrics
+    "trainer/data/transforms.py": {"augmentation_backend": "cpu"},
+    "trainer/optim.py": {
+        "optimizer": "adamw",
+        "optimizer_kwargs": {},
+        "lr_scheduler_interval": "step",
+        "lr_scheduler_monitor": "val/loss",
+    },
+    "trainer/module.py": {
+        **dict.fromkeys(("train_log_sync_dist", "train_log_on_step"), False),
+        **dict.fromkeys(("compact_train_metrics", "compute_test_loss"), True),
+        "compute_train_metrics": False,
+        "compute_val_loss": "auto",
+    },
+    "trainer/fit.py": {"num_sanity_val_steps": 0},
+    "no network here has a batch norm": {"sync_bn": False},
+    "masks and keypoints are not trained yet": {
+        "eval_masks_head_resolution": False,
+        "keypoint_flip_pairs": [],
+        "keypoint_oks_sigmas": None,
+        **{f"keypoint_{part}_loss_coef": 0 for part in ("l1", "findable", "visible", "nll")},
+    },
+    "other loggers: trainer.fit.fit(..., loggers=[...])": {
+        **dict.fromkeys(("wandb", "mlflow", "clearml"), False),
+        **dict.fromkeys(("project", "run")),
+    },
+}
+_CONSTANTS = {name: (value, home) for home, row in _FIXED.items() for name, value in row.items()}
 
 
-class TrainConfig(BaseModel):
-    """One training run from random weights or from a checkpoint; defaults suit `tiny` on a CPU.
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
 
-    dataset: folder with train, valid and test in COCO format.
-    resolution: side of the square input in pixels; None is the variant's own.
-    warm_resolution: side used for the first `warm_fraction` of the epochs; smaller is faster,
-        and most of what a network learns from random weights does not need the pixels.
-    precision: "bf16" computes the network in bfloat16 where the CPU or GPU has it.
-    ema_decay: decay of the weight average that is validated and kept.
-    eval_interval: epochs between validations; the last epoch is always validated.
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known(cls, values: Any) -> Any:
+        """Drops constants given at their value; names the nearest setting for an unknown one."""
+        if not isinstance(values, Mapping):
+            return values
+        constants = cls._constants(values)
+        kept = {}
+        for name, value in values.items():
+            if name in cls.model_fields:
+                kept[name] = value
+            elif name not in constants:
+                near = difflib.get_close_matches(name, [*cls.model_fields, *constants], n=3)
+                advice = f"did you mean {' or '.join(near)}?" if near else "see its documentation"
+                raise ValueError(f"{cls.__name__} has no setting {name!r}; {advice}")
+            elif value != constants[name][0]:
+                fixed, home = constants[name]
+                raise ValueError(
+                    f"{name} is {fixed!r} here and cannot be set to {value!r}; "
+                    f"leave it out ({home})"
+                )
+        return kept
+
+    @classmethod
+    def _constants(cls, values: Mapping[str, Any]) -> Mapping[str, tuple[Any, str]]:
+        raise NotImplementedError
+
+
+class ModelConfig(_Settings):
+    """Which network, with which weights.
+
+    variant: its name in the variant table; what the table says is accepted, never changed.
+    resolution: side of the square input in pixels, a multiple of the variant's block size.
+    num_classes: classes without background; a data set's count replaces it in `train` unless it
+        was given (it then stands in `model_fields_set`).
+    pretrain_weights: a checkpoint, or the bare name of a published file; None is random weights.
+    device: "cpu", "cuda", "cuda:1", "mps".
+    freeze_encoder: trains everything but the encoder.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    variant: str = Field(frozen=True)
+    resolution: int
+    num_classes: Count
+    pretrain_weights: str | None = None
+    device: str = "cpu"
+    freeze_encoder: bool = False
 
-    variant: str
-    dataset: Path
-    output: Path = Path("output")
-    weights: Path | None = None
-    epochs: int = Field(default=100, ge=1)
-    batch_size: int = Field(default=4, ge=1)
-    lr: float = Field(default=8e-4, gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
-    warmup_steps: int = Field(default=100, ge=0)
-    clip_max_norm: float = Field(default=0.1, gt=0)
-    ema_decay: Fraction = 0.998
-    resolution: int | None = None
-    warm_resolution: int | None = None
-    warm_fraction: Fraction = 0.4
-    paste_probability: Fraction = 0.3
-    antialias: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
-    eval_interval: int = Field(default=5, ge=1)
-    num_workers: int = Field(default=1, ge=0)
-    seed: int = 42
-    resume: Path | None = None
+    @classmethod
+    def _constants(cls, values: Mapping[str, Any]) -> Mapping[str, tuple[Any, str]]:
+        row = VARIANTS.get(str(values.get("variant")))
+        facts = row.upstream_settings() if row else {}
+        return {name: (value, "rfdetr_edge/variants.py") for name, value in facts.items()}
 
     @field_validator("variant")
     @classmethod
@@ -54,29 +143,170 @@ class TrainConfig(BaseModel):
         return name
 
     @model_validator(mode="after")
-    def _divisible(self) -> "TrainConfig":
-        block = self.table_entry.block_size
-        for side in (self.resolution, self.warm_resolution):
-            if side is not None and not self.table_entry.accepts(side):
-                below = max(side // block, 1) * block
-                raise ValueError(
-                    f"resolution {side} is no multiple of {block} (patch size times windows of "
-                    f"{self.variant}); the nearest are {below} and {below + block}"
-                )
+    def _fits(self) -> "ModelConfig":
+        if not self.row.accepts(self.resolution):
+            raise ValueError(misfit(self.row, self.resolution))
         return self
 
+    def adopt(self, **values: Any) -> None:
+        """Takes values that the user did not give, so they do not count as set."""
+        given = set(self.model_fields_set)
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.model_fields_set.intersection_update(given)
+
     @property
-    def table_entry(self) -> Variant:
+    def row(self) -> Variant:
         """The variant's row of the table."""
         return VARIANTS[self.variant]
 
     @property
-    def side(self) -> int:
-        """Side of the square input after the warm phase, in pixels."""
-        return self.resolution or self.table_entry.resolution
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.row.patch_size
 
-    def side_at(self, epoch: int) -> int:
-        """Side of the square input in an epoch (from 0), in pixels."""
-        if self.warm_resolution is not None and epoch < self.warm_fraction * self.epochs:
-            return self.warm_resolution
-        return self.side
+    @property
+    def num_windows(self) -> int:
+        """Windows along each side of the patch grid."""
+        return self.row.windows
+
+    @property
+    def positional_encoding_size(self) -> int:
+        """Side of the position table in patches: it follows the resolution, but for base."""
+        return self.row.position_grid_at(self.resolution)
+
+
+def checked(build: Callable[..., T], settings: Mapping[str, Any]) -> T:
+    """`build(**settings)`, whose first validation error becomes an InputError of one line."""
+    try:
+        return build(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        text = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{place + ': ' if place else ''}{text}") from None
+
+
+def model_config(variant: str, **settings: Any) -> ModelConfig:
+    """The settings of a variant; what is not given is the variant's own and not marked as set."""
+    if variant not in VARIANTS:
+        raise InputError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    row = VARIANTS[variant]
+    own = {
+        "resolution": row.resolution,
+        "num_classes": row.num_classes,
+        "pretrain_weights": row.weights.filename if row.weights else None,
+    }
+    config = ModelConfig(**{**own, **settings, "variant": variant})
+    config.model_fields_set.intersection_update(settings)
+    return config
+
+
+def misfit(row: Variant, side: int) -> str:
+    """Why a side is no input of a variant, with the nearest ones that are."""
+    block = row.block_size
+    below = max(side // block, 1) * block
+    return (
+        f"resolution {side} is no multiple of {block} (patch size times windows of {row.name}); "
+        f"the nearest are {below} and {below + block}"
+    )
+
+
+class TrainConfig(_Settings):
+    """One training run. The defaults are upstream's.
+
+    dataset_dir: folder with train, valid and test. dataset_file: its layout, "roboflow" (COCO or
+        YOLO, whichever is found), "coco" (train2017, annotations/instances_*.json) or "yolo".
+    batch_size: images a device and step, or "auto" (CUDA only), which also chooses
+        grad_accum_steps so that auto_batch_target_effective images make one optimizer step.
+    lr, lr_encoder: rates of the new parts and of the encoder; lr_component_decay and
+        lr_vit_layer_decay lower them by part and by block (training.md section 4).
+    lr_scheduler: "step" (lr_scheduler_kwargs lr_drop: epoch of the drop to a tenth) or "cosine"
+        (min_factor: share of the rate at the end); warmup_epochs come before.
+    multi_scale: "per-batch" draws a side for every batch; True and False as upstream.
+    warm_resolution: side used for the first warm_fraction of the epochs; smaller is faster, and
+        most of what a network learns from random weights does not need the pixels.
+    aug_config: see trainer/data/augmentation.py. scale_jitter: resize and crop half the images.
+    antialias: the resize of training and validation, which the checkpoint passes on.
+    ema_decay, ema_tau: weight average and its warm-up in optimizer steps (0: none).
+    eval_interval: epochs between validations; the last epoch is always validated.
+    checkpoint_interval: epochs between kept checkpoint_<epoch>.ckpt; last.ckpt is every epoch's.
+    resume: a last.ckpt, or "last" for that of output_dir.
+    amp_dtype: "auto" is bf16 or fp16 on CUDA and None (float32) elsewhere.
+    accelerator, devices, strategy, num_nodes: passed to Lightning.
+    notes: any JSON value; it travels in every checkpoint and artifact.
+    """
+
+    dataset_dir: Path
+    output_dir: Path = Path("output")
+    dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow"
+    class_names: list[str] | None = None
+    epochs: Count = 100
+    batch_size: Count | Literal["auto"] = 4
+    grad_accum_steps: Count = 1
+    auto_batch_target_effective: Count = 16
+    lr: Rate = 1e-4
+    lr_encoder: Rate = 1.5e-4
+    lr_vit_layer_decay: Fraction = 0.8
+    lr_component_decay: Fraction = 0.7
+    weight_decay: Rate = 1e-4
+    clip_max_norm: Rate = 0.1
+    lr_scheduler: Literal["step", "cosine"] = "step"
+    lr_scheduler_kwargs: dict[Literal["lr_drop", "min_factor"], Rate] = Field(default_factory=dict)
+    warmup_epochs: Rate = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    multi_scale: Literal["off", "per-batch"] | bool = "per-batch"
+    expanded_scales: bool = True
+    warm_resolution: int | None = None
+    warm_fraction: Fraction = 0.4
+    aug_config: Augmentation | None = None
+    scale_jitter: bool = True
+    antialias: bool = True
+    use_ema: bool = True
+    ema_decay: Fraction = 0.993
+    ema_tau: Annotated[float, Field(ge=0)] = 100.0
+    early_stopping: bool = False
+    early_stopping_patience: Count = 10
+    early_stopping_min_delta: Rate = 0.001
+    skip_best_epochs: Annotated[int, Field(ge=0)] = 0
+    best_model_metric: Literal["map", "mar"] = "map"
+    eval_interval: Count = 1
+    eval_max_dets: Count = 500
+    checkpoint_interval: Count = 10
+    resume: Path | None = None
+    run_test: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    amp_dtype: Literal["auto", "bf16", "fp16"] | None = "auto"
+    accelerator: str = "auto"
+    devices: int | list[int] | str = 1
+    num_nodes: Count = 1
+    strategy: str = "auto"
+    tensorboard: bool = True
+    progress_bar: Literal["tqdm", "rich"] | None = None
+    save_dataset_grids: bool = False
+    notes: JsonValue = None
+
+    @classmethod
+    def _constants(cls, values: Mapping[str, Any]) -> Mapping[str, tuple[Any, str]]:
+        return _CONSTANTS
+
+    @field_validator("aug_config", mode="before")
+    @classmethod
+    def _read_augmentation(cls, value: Any) -> Any:
+        return value if value is None else read_augmentation(value)
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _no_seed_is_42(cls, value: Any) -> Any:
+        return 42 if value is None else value
+
+    @property
+    def scales_vary(self) -> bool:
+        """Whether every batch draws its side."""
+        return self.multi_scale in ("per-batch", True)
+
+    @property
+    def resume_path(self) -> Path | None:
+        """The checkpoint to go on from."""
+        return self.output_dir / "last.ckpt" if self.resume == Path("last") else self.resume

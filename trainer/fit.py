@@ -1,96 +1,286 @@
-"""fit(config): one training run, from a data set to the best checkpoint."""
+"""fit: one training run, from a network and a data set to the best checkpoint."""
 
 import json
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger
+import torch
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from rfdetr_edge.classes import ClassTable
+from rfdetr_edge.classes import ClassTable, with_slots
+from rfdetr_edge.datasets import Dataset, read_dataset
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.files import make_folder, naming, replacing
-from trainer.callbacks import BestByAP, weight_average
-from trainer.checkpoint import build_model, load_weights
+from trainer.auto_batch import probe_batch_size
+from trainer.callbacks import BestWeights, EpochFiles, WholeFiles
+from trainer.checkpoint import build_model, load_checkpoint, save_checkpoint
 from trainer.checkpoint_file import read_file
-from trainer.config import TrainConfig
-from trainer.data.coco import read_classes
-from trainer.data.module import DetectionData
+from trainer.config import ModelConfig, TrainConfig, misfit
+from trainer.data.grids import save_grids
+from trainer.data.module import DetectionData, scales
+from trainer.ema import WeightAverage
+from trainer.log import MetricsCsv, plot_curves
 from trainer.model.rfdetr import RFDETR
 from trainer.module import DetectionModule
+from trainer.optim import build_optimizer
+from trainer.progress import progress_bar
 
 # What Lightning and torch warn of without need, by the start of the message.
 _NOISE = (
     r".*does not have many workers",  # one keeps up with a small network
-    r".* directory .* exists and is not empty",  # training_config.json lies there already
-    r"The dirpath has changed",  # a resumed run may write into another folder
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 under torch 2.13
     r".*multi-threaded, use of fork",  # Python 3.12: a worker ends OpenCV's threads, not torch's
+    r"Be aware that when using `ckpt_path`",  # of a run with other callbacks
+    r"The number of training batches",  # small data sets have fewer than Lightning's log interval
+    r"It is recommended to use `self\.log",  # of what every rank works out from all ranks' finds
 )
 
 
-def fit(config: TrainConfig, *, progress: bool = False) -> Path:
-    """Trains and returns the checkpoint of the weights with the highest AP on the valid split.
-
-    Beside it in `config.output`: last.ckpt (Lightning's, for `resume`), metrics.csv and
-    training_config.json. Raises InputError for a data set, ArtifactError for a checkpoint that
-    cannot be used.
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """network: in evaluation mode on the CPU, with the weights of the end of the run (averaged
+    ones with use_ema); best: the checkpoint of the best validated ones; test: metrics of the test
+    split, when asked for.
     """
-    if config.resume is not None:
-        _check_resumable(config.resume)
-    pl.seed_everything(config.seed)
-    classes = read_classes(config.dataset)
-    data = DetectionData(config, classes)
-    make_folder(config.output)
-    module = DetectionModule(_start(config, classes), config, classes)
-    best = BestByAP(data.valid_split.annotations, config, classes)
-    last = ModelCheckpoint(config.output, filename="last", enable_version_counter=False)
-    trainer = pl.Trainer(
-        max_epochs=config.epochs,
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-        gradient_clip_val=config.clip_max_norm,
-        callbacks=[best, weight_average(config.ema_decay), last]
-        + ([TQDMProgressBar()] if progress else []),
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        check_val_every_n_epoch=config.eval_interval,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=CSVLogger(config.output, name="", version=""),
+
+    network: RFDETR
+    classes: ClassTable
+    best: Path
+    test: dict[str, float]
+
+
+def fit(
+    network: RFDETR | None,
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[pl.Callback] = (),
+) -> Fitted:
+    """Trains a network, which is not changed; its class heads are fitted to the data set.
+
+    network: None starts from random weights, drawn from the run's seed.
+
+    loggers, callbacks: Lightning's, beside our own. Into `config.output_dir` go
+    checkpoint_best_total.pth and its fellows, last_ema.pth, last.ckpt and checkpoint_<epoch>.ckpt
+    (for `resume`), training_config.json, metrics.csv, curves.png and TensorBoard's events.
+    Raises InputError for a data set or settings that cannot be used, ArtifactError for `resume`.
+    """
+    if config.warm_resolution is not None and not model.row.accepts(config.warm_resolution):
+        raise InputError(f"warm_resolution: {misfit(model.row, config.warm_resolution)}")
+    make_folder(config.output_dir)
+    pl.seed_everything(config.seed, verbose=False)
+    dataset = _with_slots(
+        read_dataset(
+            config.dataset_dir,
+            config.dataset_file,
+            config.class_names,
+            report=config.output_dir / "dataset_faults.txt",
+        ),
+        model,
     )
-    with replacing(config.output / "training_config.json") as temporary:
-        text = json.dumps(json.loads(config.model_dump_json()), indent=2)
-        temporary.write_text(text + "\n")
-    with warnings.catch_warnings(), naming(config.output):
+    if config.run_test and dataset.test is None:
+        raise InputError(f"run_test needs a test split, and {config.dataset_dir} has none")
+    model = model.model_copy(update={"num_classes": len(dataset.classes) - 1})
+    network = _prepared(network, model, config, len(dataset.classes))
+    if config.resume_path is not None:
+        _check_resumable(config.resume_path, network, config)
+    config = _with_batch_size(network, model, config)
+    data = DetectionData(config, model, dataset)
+    average = WeightAverage(config.ema_decay, config.ema_tau) if config.use_ema else None
+    best = BestWeights(dataset, model, config)
+    trainer = _trainer(config, [best, *([average] if average else []), *callbacks], loggers)
+    module = DetectionModule(network, model, config, dataset.classes)
+    with _plain_errors(), naming(config.output_dir):
+        if trainer.is_global_zero:
+            _write_settings(model, config, dataset.classes)
+            if config.save_dataset_grids:
+                grids = make_folder(config.output_dir / "dataset_grids")
+                save_grids(data.train_dataloader(), grids, "train", dataset.classes)
+                save_grids(data.val_dataloader(), grids, "val", dataset.classes)
+        trainer.fit(module, data, ckpt_path=config.resume_path, weights_only=True)
+    if trainer.is_global_zero:
+        save_checkpoint(
+            config.output_dir / ("last_ema.pth" if average else "last.pth"),
+            network,
+            classes=dataset.classes,
+            model=model,
+            train=config,
+            epoch=trainer.current_epoch - 1,
+            source="ema" if average else "regular",
+        )
+        table = config.output_dir / "metrics.csv"
+        if table.is_file():  # a finished run that was resumed in another folder trains no epoch
+            plot_curves(table, config.output_dir / "curves.png")
+    if config.run_test:
+        _test(trainer, module, data, best.path)
+    return Fitted(network.cpu().eval(), dataset.classes, best.path, best.test_result)
+
+
+def _trainer(
+    config: TrainConfig, callbacks: list[pl.Callback], loggers: Sequence[Logger]
+) -> pl.Trainer:
+    folder = config.output_dir
+    bar = progress_bar(config.progress_bar)
+    own = [
+        MetricsCsv(folder / "metrics.csv"),
+        *([bar] if bar else []),
+        EpochFiles(folder, config.checkpoint_interval),
+    ]
+    board = [TensorBoardLogger(folder, name="", version="")] if config.tensorboard else []
+    try:
+        return pl.Trainer(
+            max_epochs=config.epochs,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=_precision(config),
+            gradient_clip_val=config.clip_max_norm or None,
+            accumulate_grad_batches=config.grad_accum_steps,
+            callbacks=[*callbacks, *own],
+            logger=[*board, *loggers],
+            plugins=[WholeFiles()],
+            enable_progress_bar=bar is not None,
+            enable_model_summary=False,
+            check_val_every_n_epoch=config.eval_interval,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,  # the sampler shards by itself (trainer/data/module.py)
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise InputError(f"accelerator, devices or strategy: {error}") from None
+
+
+def _precision(config: TrainConfig) -> Any:
+    """Lightning's name of it. Half precision pays on GPUs, and on CPUs where it is asked for."""
+    names = {"bf16": "bf16-mixed", "fp16": "16-mixed", None: "32-true"}
+    if config.amp_dtype != "auto":
+        return names[config.amp_dtype]
+    if not torch.cuda.is_available() or config.accelerator == "cpu":
+        return names[None]
+    return names["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Without the warnings above, and with errors as our own code raised them."""
+    with warnings.catch_warnings():
         for message in _NOISE:
             warnings.filterwarnings("ignore", message)
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=config.resume, weights_only=True)
+            yield
         except InputError as error:  # one of a worker comes with its traceback as text
             raise InputError(str(error).strip().rpartition("InputError: ")[2]) from None
-    return best.path
+        except SystemExit as error:  # what Lightning makes of an interrupt
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
 
 
-def _check_resumable(path: Path) -> None:
-    if "optimizer_states" not in read_file(path)[0]:
+def _test(trainer: pl.Trainer, module: DetectionModule, data: DetectionData, best: Path) -> None:
+    """Evaluates the best weights on the test split, and puts the last ones back."""
+    last = {name: tensor.clone() for name, tensor in module.network.state_dict().items()}
+    module.network.load_state_dict(load_checkpoint(best).model.state_dict())
+    with _plain_errors():
+        trainer.test(module, data.test_dataloader(), verbose=False)
+    module.network.load_state_dict(last)
+
+
+def _with_slots(dataset: Dataset, model: ModelConfig) -> Dataset:
+    """The data set with as many class slots as the user asked for; without a wish, as it is."""
+    classes = dataset.classes
+    spare = model.num_classes + 1 - len(classes)
+    if "num_classes" not in model.model_fields_set or not spare:
+        return dataset
+    if spare < 0 or classes.layout != "background-last":
+        raise InputError(
+            f"num_classes is {model.num_classes}, but {dataset.root} has {len(classes) - 1} "
+            "classes; leave num_classes out"
+        )
+    return replace(dataset, classes=with_slots(classes, model.num_classes + 1))
+
+
+def _prepared(
+    network: RFDETR | None, model: ModelConfig, config: TrainConfig, slots: int
+) -> RFDETR:
+    """A copy with heads and position table that fit; what gets no gradient is frozen."""
+    start = RFDETR(model.row, slots) if network is None else network
+    prepared = build_model(
+        model.row,
+        start.state_dict(),
+        path=Path("the network"),
+        resolution=model.resolution,
+        slots=slots,
+    )
+    encoder = prepared.encoder
+    encoder.drop_path = config.drop_path
+    # not part of the forward pass, which DDP would wait for
+    unused = [encoder.mask_token]
+    unused += [p for block in encoder.blocks[encoder.taps[-1] :] for p in block.parameters()]
+    for parameter in encoder.parameters() if model.freeze_encoder else unused:
+        parameter.requires_grad_(False)
+    return prepared
+
+
+def _with_batch_size(network: RFDETR, model: ModelConfig, config: TrainConfig) -> TrainConfig:
+    """The settings with a number for batch_size="auto"."""
+    if config.batch_size != "auto":
+        return config
+    if config.devices != 1 and not (isinstance(config.devices, list) and len(config.devices) == 1):
+        raise InputError("batch_size='auto' measures one device; give a number for several")
+    side = max(model.resolution, config.warm_resolution or 0)
+    if config.scales_vary:
+        side = scales(side, model.row.block_size, expanded=config.expanded_scales)[-1]
+    cuda = torch.cuda.is_available() and config.accelerator != "cpu"
+    index = config.devices[0] if isinstance(config.devices, list) else 0
+    size, steps = probe_batch_size(
+        network,
+        config,
+        device=torch.device("cuda", int(index)) if cuda else torch.device("cpu"),
+        side=side,
+        autocast={"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(_precision(config)),
+    )
+    return config.model_copy(update={"batch_size": size, "grad_accum_steps": steps})
+
+
+def _check_resumable(path: Path, network: RFDETR, config: TrainConfig) -> None:
+    data, _ = read_file(path)
+    if not data.get("optimizer_states"):
         raise ArtifactError(
             f"{path} has no optimizer state to go on from; resume from a run's last.ckpt, or start "
             "a new run from these weights"
         )
-
-
-def _start(config: TrainConfig, classes: ClassTable) -> RFDETR:
-    variant = config.table_entry
-    if config.weights is not None:
-        return build_model(
-            variant,
-            load_weights(config.weights),
-            path=config.weights,
-            resolution=config.side,
-            slots=len(classes),
+    found = {name: tensor.shape for name, tensor in data.get("state_dict", {}).items()}
+    wanted = {f"network.{name}": tensor.shape for name, tensor in network.state_dict().items()}
+    # Lightning goes on with the rates of the file, and says nothing of others that are asked for
+    before, now = (
+        [(group[rate], group["weight_decay"], len(group["params"])) for group in groups]
+        for rate, groups in (
+            ("initial_lr", data["optimizer_states"][0]["param_groups"]),
+            ("lr", build_optimizer(network, config).param_groups),
         )
-    model = RFDETR(variant, len(classes))
-    side = variant.position_grid_at(config.side)
-    model.encoder.fix_grid(side, side)
-    return model
+    )
+    if found != wanted or before != now:
+        raise ArtifactError(
+            f"{path} was written by a run of another variant, resolution, class count, learning "
+            "rate or decay; resume it with the settings of its training_config.json"
+        )
+
+
+def _write_settings(model: ModelConfig, config: TrainConfig, classes: ClassTable) -> None:
+    settings = {
+        "train_config": config.model_dump(mode="json"),
+        "model_config": model.model_dump(mode="json"),
+        "model_config_type": f"{model.row.api_name}Config",
+        "class_names": list(classes.foreground()),
+        "num_classes": model.num_classes,
+    }
+    with replacing(config.output_dir / "training_config.json") as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

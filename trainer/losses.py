@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
 
 from trainer.boxes import cxcywh_to_xyxy, iou_and_giou
 from trainer.matcher import Match, match
@@ -64,22 +64,53 @@ def detection_losses(
     groups: int,
     class_loss: ClassLoss = ia_bce,
     sum_groups: bool = False,
+    num_boxes: float | None = None,
 ) -> dict[str, Tensor]:
     """Every loss by name: bare for the last layer, `_0`, `_1`, ... for earlier ones, `_enc`.
 
     groups: query groups in `output` (1 in evaluation). sum_groups leaves their number out of the
-    divisor. Losses are computed in float32 whatever precision the network ran in.
+    divisor. num_boxes: targets to divide by; if not given, the mean over all processes of those in
+    `targets`, for which every process must call. Losses are computed in float32 whatever precision
+    the network ran in.
     """
-    count = sum(len(target.labels) for target in targets) * (1 if sum_groups else groups)
-    divisor = max(count, 1)
-    named = {f"_{index}": layer for index, layer in enumerate(output.layers[:-1])}
+    if num_boxes is None:
+        count = float(sum(len(target.labels) for target in targets))
+        num_boxes = mean_over_ranks(count, output.final.logits.device)
+    divisor = max(num_boxes * (1 if sum_groups else groups), 1.0)
     losses = {}
-    for suffix, prediction in {"": output.final, **named, "_enc": output.proposals}.items():
+    for suffix, prediction in _by_suffix(output).items():
         prediction = Prediction(prediction.boxes.float(), prediction.logits.float())
         matches = match(prediction, targets, groups)
         for name, value in _layer_losses(prediction, targets, matches, class_loss).items():
             losses[name + suffix] = value / divisor
     return losses
+
+
+def mean_over_ranks(count: float, device: torch.device) -> float:
+    """The mean of every process's count, so that two learn what one does from both batches."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count
+    total = torch.tensor(count, device=device)
+    distributed.all_reduce(total)
+    return float(total) / float(distributed.get_world_size())
+
+
+@torch.no_grad()
+def logged_errors(output: ModelOutput, targets: Sequence[Target], groups: int) -> dict[str, Tensor]:
+    """Figures to watch, not to minimise.
+
+    class_error: percentage of the last layer's matched queries whose best class is wrong; 100
+    without targets. cardinality_error with each layer's suffix: how far the number of queries with
+    any confidence above 0.5 is from the number of targets, as the mean over images.
+    """
+    counts = torch.tensor([len(t.labels) for t in targets], device=output.final.logits.device)
+    errors = {
+        f"cardinality_error{suffix}": ((logits > 0).any(-1).sum(1) - counts).abs().float().mean()
+        for suffix, (_, logits) in _by_suffix(output).items()
+    }
+    rows = zip(output.final.logits, targets, match(output.final, targets, groups), strict=True)
+    right = torch.cat([row[m.query].argmax(-1) == t.labels[m.target] for row, t, m in rows])
+    return {"class_error": 100 - 100 * right.sum() / max(len(right), 1), **errors}
 
 
 def total_loss(losses: dict[str, Tensor]) -> Tensor:
@@ -91,6 +122,11 @@ def total_loss(losses: dict[str, Tensor]) -> Tensor:
         if name.startswith(base)
     ]
     return torch.stack(terms).sum()
+
+
+def _by_suffix(output: ModelOutput) -> dict[str, Prediction]:
+    earlier = {f"_{index}": layer for index, layer in enumerate(output.layers[:-1])}
+    return {"": output.final, **earlier, "_enc": output.proposals}
 
 
 def _layer_losses(

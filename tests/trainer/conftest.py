@@ -1,55 +1,19 @@
-"""What the trainer's tests share: real photos as a small data set, and one thread for torch."""
+"""What the trainer's tests share: weights, samples, and one thread for torch."""
 
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fill import fill_state_dict
 
-from rfdetr_edge import demo
-from rfdetr_edge.images import read_image
+from rfdetr_edge.datasets import read_dataset
 from rfdetr_edge.variants import VARIANTS
 from trainer.checkpoint_names import to_file_names
-from trainer.data.coco import read_classes, read_split
-from trainer.data.transforms import Sample
+from trainer.data.transforms import Sample, read_sample
 from trainer.model.rfdetr import RFDETR
 
 # Small tensors gain nothing from more threads, and a shared machine loses by them.
 torch.set_num_threads(1)
-
-PHOTOS = Path(__file__).parent.parent / "photos.coco.json"
-
-
-def _write_split(folder: Path, document: dict) -> Path:
-    folder.mkdir(parents=True)
-    for path in demo.photo_paths():
-        shutil.copy(path, folder)
-    (folder / "_annotations.coco.json").write_text(json.dumps(document))
-    return folder
-
-
-@pytest.fixture
-def write_split() -> Callable[[Path, dict], Path]:
-    """Writes one split: the annotation file and the three embedded photos."""
-    return _write_split
-
-
-@pytest.fixture
-def photos() -> dict:
-    """The COCO document of the three embedded photos: their 36 boxes of BCCD's test split."""
-    return json.loads(PHOTOS.read_text())
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set whose train and valid splits are the three embedded photos."""
-    root = tmp_path_factory.mktemp("dataset")
-    for split in ("train", "valid"):
-        _write_split(root / split, json.loads(PHOTOS.read_text()))
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +27,5 @@ def tiny() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def samples(dataset: Path) -> list[Sample]:
     """The three embedded photos with their boxes, before any augmentation."""
-    split = read_split(dataset, "train", read_classes(dataset))
-    return [
-        Sample(read_image(labelled.path, upright=False), labelled.boxes, labelled.labels)
-        for labelled in split.images
-    ]
+    train = read_dataset(dataset, "roboflow", report=None).train
+    return [read_sample(labelled) for labelled in train.images]

@@ -10,15 +10,19 @@ import torch
 import torch.nn.functional as F
 from fill import fill_state_dict
 
-from rfdetr_edge.classes import coco_classes, named_classes
+import rfdetr_edge
+from rfdetr_edge.classes import COCO_NAMES, coco_classes, named_classes
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.variants import VARIANTS
-from trainer.checkpoint import build_model, load_checkpoint, load_weights, save_checkpoint
-from trainer.checkpoint_names import to_file_names
+from trainer.checkpoint import build_model, load_checkpoint, save_checkpoint, with_slots
+from trainer.checkpoint_names import from_file_names, to_file_names
+from trainer.config import TrainConfig, model_config
+from trainer.fit import fit
 from trainer.model.rfdetr import RFDETR
 
 NANO = json.loads((Path(__file__).parent.parent / "golden" / "manifests" / "nano.json").read_text())
 CELLS = named_classes("background-last", ["RBC", "WBC"], [4, 9])
+NUMBERED = ["class_0", "class_1"]
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +42,21 @@ def test_what_is_written_is_read_back(tmp_path):
     model.encoder.fix_grid(6, 6)
     path = tmp_path / "best.pth"
     save_checkpoint(
-        path, model, classes=CELLS, resolution=96, antialias=False, notes={"plate": [3, "b"]}
+        path,
+        model,
+        classes=CELLS,
+        model=model_config("tiny", resolution=96),
+        train=TrainConfig(dataset_dir=tmp_path, antialias=False, notes={"plate": [3, "b"]}),
+        epoch=7,
+        source="ema",
     )
     found = load_checkpoint(path)
     assert found.variant == VARIANTS["tiny"]
-    assert found.classes == CELLS
-    assert (found.resolution, found.antialias) == (96, False)
+    assert (found.classes, found.resolution, found.antialias) == (CELLS, 96, False)
     assert found.notes == {"plate": [3, "b"]}
+    data = torch.load(path, weights_only=True)
+    assert (data["epoch"], data["best_total_source"]) == (7, "ema")
+    assert data["model_config"]["positional_encoding_size"] == 6
     assert not found.model.training
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(found.model.state_dict()[name], tensor, atol=0, rtol=0)
@@ -52,18 +64,48 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_a_file_we_write_has_upstreams_keys_and_tensors(tmp_path, nano):
-    first = _save(tmp_path / "rf-detr-nano.pth", model=nano, args={})
-    found = load_checkpoint(first)
+    found = load_checkpoint(_save(tmp_path / "rf-detr-nano.pth", model=nano, args={}))
     assert found.classes == coco_classes()
     path = tmp_path / "again.pth"
-    save_checkpoint(path, found.model, classes=found.classes, resolution=384, antialias=True)
+    train = TrainConfig(dataset_dir=tmp_path, notes=["a"], aug_config={})
+    save_checkpoint(
+        path, found.model, classes=found.classes, model=model_config("nano"), train=train
+    )
     data = torch.load(path, weights_only=True)
     assert {name: list(tensor.shape) for name, tensor in data["model"].items()} == NANO[
         "state_dict"
     ]
     assert data["model_name"] == "RFDETRNano"
-    assert len(data["args"]["class_names"]) == data["model_config"]["num_classes"] == 80
+    assert data["args"]["class_names"] == list(COCO_NAMES)
+    assert data["args"]["num_classes"] == data["model_config"]["num_classes"] == 90
+    assert data["args"]["dataset_dir"] == str(tmp_path)
+    assert data["args"]["notes"] == data["notes"] == ["a"]
+    assert data["rfdetr_version"] == f"rfdetr-edge {rfdetr_edge.__version__}"
+    assert json.loads(json.dumps(data["args"])) == data["args"]
     assert load_checkpoint(path).classes == coco_classes()
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        coco_classes(),
+        named_classes("background-last", ["a", "a"]),  # two classes of one name
+        named_classes("contiguous", ["a", "b"], [7, 3]),
+        named_classes("background-first", ["a", "b"]),
+        with_slots(CELLS, 6),  # num_classes=5 on two classes
+        with_slots(named_classes("background-first", ["a"]), 4),
+    ],
+)
+def test_every_class_layout_is_restored(tmp_path, classes):
+    path = tmp_path / "x.pth"
+    save_checkpoint(
+        path,
+        RFDETR(VARIANTS["tiny"], len(classes)),
+        classes=classes,
+        model=model_config("tiny"),
+        train=TrainConfig(dataset_dir=tmp_path),
+    )
+    assert load_checkpoint(path).classes == classes
 
 
 def test_a_legacy_file_with_a_namespace_opens(tmp_path, nano):
@@ -75,22 +117,44 @@ def test_a_legacy_file_with_a_namespace_opens(tmp_path, nano):
     assert found.antialias
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "model._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "model.", "model._orig_mod.", "_orig_mod.model."])
 def test_prefixes_of_lightning_and_compile_are_taken_off(tmp_path, tiny, prefix):
     weights = {prefix + name: tensor for name, tensor in tiny.items()}
-    path = _save(tmp_path / "tiny.ckpt", state_dict=weights, epoch=1, global_step=7)
+    path = _save(tmp_path / "tiny.ckpt", state_dict=weights, epoch=1, args={})
     found = to_file_names(load_checkpoint(path).model.state_dict())
     for name, tensor in tiny.items():
         torch.testing.assert_close(found[name], tensor, atol=0, rtol=0)
 
 
-def test_a_bare_state_dict_opens(tmp_path, tiny):
+def test_of_our_lightning_file_the_average_is_taken(tmp_path, dataset):
+    config = TrainConfig(
+        dataset_dir=dataset,
+        output_dir=tmp_path,
+        epochs=1,
+        batch_size=1,
+        num_workers=0,
+        lr=0.01,
+        multi_scale="off",
+        tensorboard=False,
+    )
+    fitted = fit(RFDETR(VARIANTS["tiny"], slots=4), model_config("tiny"), config)
+    data = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    found = load_checkpoint(tmp_path / "last.ckpt", variant="tiny").model.state_dict()
+    for name, tensor in fitted.network.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, atol=0, rtol=0)
+    plain = data["state_dict"]["network.class_head.bias"]
+    assert not torch.equal(plain, found["class_head.bias"])
+
+
+def test_a_bare_state_dict_opens_when_its_variant_is_named(tmp_path, tiny):
     torch.save(tiny, tmp_path / "tiny.pth")
-    assert load_checkpoint(tmp_path / "tiny.pth").model.slots == 3
+    assert load_checkpoint(tmp_path / "tiny.pth", variant="tiny").model.slots == 3
+    with pytest.raises(ArtifactError, match=r"has no args\. Name one of tiny, nano"):
+        load_checkpoint(tmp_path / "tiny.pth")
 
 
 def test_a_table_of_another_grid_is_resized_as_bicubic_antialias_does(tmp_path, nano):
-    path = _save(tmp_path / "nano.pth", model=nano, model_config={"resolution": 192})
+    path = _save(tmp_path / "nano.pth", model=nano, model_config={"resolution": 192}, args={})
     table = nano["backbone.0.encoder.encoder.embeddings.position_embeddings"]
     square = table[0, 1:].reshape(1, 24, 24, 384).permute(0, 3, 1, 2)
     small = F.interpolate(square, size=(12, 12), mode="bicubic", antialias=True)
@@ -100,13 +164,33 @@ def test_a_table_of_another_grid_is_resized_as_bicubic_antialias_does(tmp_path, 
 
 
 def test_class_heads_are_cut_or_tiled(tmp_path, tiny):
-    weights = load_weights(_save(tmp_path / "tiny.pth", model=tiny))
+    weights = from_file_names(tiny)
     before = weights["class_head.weight"]
     for slots in (2, 3, 7):
         model = build_model(VARIANTS["tiny"], weights, path=tmp_path, slots=slots)
         expected = before.repeat(3, 1)[:slots]
         torch.testing.assert_close(model.class_head.weight.detach(), expected, atol=0, rtol=0)
         assert all(group.class_head.bias.shape == (slots,) for group in model.proposals)
+
+
+def test_spare_queries_are_cut_off_group_by_group(tmp_path):
+    large = replace(VARIANTS["tiny"], num_queries=80, groups=6)
+    weights = RFDETR(large, slots=3).state_dict()
+    weights["query_boxes.weight"] = torch.arange(6.0 * 80).repeat_interleave(4).reshape(480, 4)
+    model = build_model(VARIANTS["tiny"], weights, path=tmp_path)
+    expected = torch.cat([torch.arange(60.0) + 80 * group for group in range(5)])
+    torch.testing.assert_close(model.query_boxes.weight[:, 0].detach(), expected)
+    assert model.query_features.weight.shape == (300, 128)
+    for few in (replace(large, num_queries=59), replace(large, groups=4)):
+        with pytest.raises(
+            ArtifactError, match=r"query_.*be \(300, |first proposals\.4\..*: missing"
+        ):
+            build_model(VARIANTS["tiny"], RFDETR(few, slots=3).state_dict(), path=tmp_path)
+
+
+def test_another_patch_size_is_named(tmp_path, nano):
+    with pytest.raises(ArtifactError, match=r"variant base.*patch_size is 16, not 14"):
+        load_checkpoint(_save(tmp_path / "nano.pth", model=nano), variant="base")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +205,10 @@ def test_class_heads_are_cut_or_tiled(tmp_path, tiny):
         ({"args": {"pretrain_weights": "RF-DETR-TINY.pth"}}, "rf-detr-nano.pth", "tiny"),
         ({"args": {"pretrain_weights": None}}, "my-tiny.pth", "tiny"),
         ({"args": {"pretrain_weights": "null"}}, "my-Tiny.pth", "tiny"),
-        ({}, "tiny_fold3.pth", "tiny"),
+        ({"args": {}}, "tiny_fold3.pth", "tiny"),
+        ({"model_name": "RFDETRHuge", "args": {}}, "tiny.pth", "tiny"),
+        ({"model_name": " RFDETRTiny "}, "x.pth", "tiny"),
+        ({"model_name": "tiny", "args": {"pretrain_weights": "a/tiny.pth"}}, "x.pth", "tiny"),
     ],
 )
 def test_the_variant_is_found(tmp_path, tiny, content, filename, expected):
@@ -132,13 +219,21 @@ def test_the_variant_is_found(tmp_path, tiny, content, filename, expected):
 @pytest.mark.parametrize(
     ("content", "filename", "message"),
     [
-        ({}, "checkpoint.pth", r"names none of tiny, nano.*--variant"),
+        ({"args": {}}, "checkpoint.pth", r"'checkpoint.pth' names none.* Name one of tiny, nano"),
         ({"args": {"pretrain_weights": "rf-detr-xlarge.pth"}}, "tiny.pth", "--variant"),
-        ({}, "rf-detr-seg-tiny.pth", "--variant"),
-        ({"model_name": "RFDETRHuge"}, "tiny.pth", "says it is a RFDETRHuge"),
+        ({"args": {}}, "rf-detr-seg-tiny.pth", "--variant"),
+        ({"args": {"pretrain_weights": "o365"}, "model_name": "X"}, "tiny.pth", "is 'X', and 'o3"),
+        ({"model_name": "RFDETRHuge"}, "tiny.pth", "is 'RFDETRHuge', and it has no args"),
         # large stands before nano and base in the search
-        ({}, "nano-large.pth", "does not fit variant large"),
-        ({"model_config": {"resolution": 100}}, "tiny.pth", "resolution is 100.*multiple of 32"),
+        ({"args": {}}, "nano-large.pth", "does not fit variant large"),
+        ({"args": {}}, "rf-detr-large-deprecated.pth", "does not fit variant large,"),
+        ({"model_name": "RFDETRLargeDeprecated"}, "tiny.pth", "variant large-deprecated"),
+        (
+            {"args": {}, "model_config": {"resolution": 100}},
+            "tiny.pth",
+            "resolution 100 is no multiple of 32",
+        ),
+        ({"args": {"resolution": "64"}}, "tiny.pth", "its resolution is '64'"),
     ],
 )
 def test_a_variant_that_is_not_clear_is_refused(tmp_path, tiny, content, filename, message):
@@ -160,32 +255,62 @@ def test_the_variant_can_be_named(tmp_path, tiny):
         ({"class_names": ["a", "b"]}, {}, ("a", "b"), (0, 1)),
         ({"class_names": ["a", "b"]}, {"category_ids": [7, 2]}, ("a", "b"), (7, 2)),
         ({}, {}, ("class_0", "class_1"), (0, 1)),
-        ({"class_names": ["a", "b", "c"]}, {}, ("class_0", "class_1"), (0, 1)),
-        ({"class_names": "ab"}, {}, ("class_0", "class_1"), (0, 1)),
-        ({"class_names": [1, 2]}, {}, ("class_0", "class_1"), (0, 1)),
-        ({"class_names": 7}, {"category_ids": 7}, ("class_0", "class_1"), (0, 1)),
     ],
 )
-def test_class_names_are_those_of_the_file(tmp_path, tiny, args, own, names, ids):
+def test_class_names_are_those_of_the_file(tmp_path, tiny, caplog, args, own, names, ids):
     path = _save(tmp_path / "tiny.pth", model=tiny, args=args, rfdetr_edge=own)
     table = load_checkpoint(path).classes
     assert table == named_classes("background-last", names, ids)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["a", "b", "c"], None),
+        ("ab", None),
+        ([1, 2], None),
+        (torch.ones(2), None),
+        (["a", "b"], [3]),
+        (["a", "b"], ["3", 4]),
+    ],
+)
+def test_malformed_classes_are_warned_of_and_numbered(tmp_path, tiny, caplog, names, ids):
+    args, own = {"class_names": names}, {"category_ids": ids}
+    path = _save(tmp_path / "tiny.pth", model=tiny, args=args, rfdetr_edge=own)
+    assert load_checkpoint(path).classes == named_classes("background-last", NUMBERED)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{path}: class_names {names!r} with" in caplog.text
+    assert f"{ids!r} do not fit its 3 slots" in caplog.text
+
+
+def test_upstreams_names_may_be_fewer_than_the_slots(tmp_path, tiny, caplog):
+    path = _save(tmp_path / "tiny.pth", model=tiny, args={"class_names": ["cell"]})
+    table = load_checkpoint(path).classes
+    assert table.names == ("cell", "", "__background__")
+    assert table.category_ids == (0, None, None)
+    assert not caplog.records
 
 
 def test_weights_that_do_not_fit_are_one_error(tmp_path, tiny):
     table = "backbone.0.encoder.encoder.embeddings.position_embeddings"
     lacking = {name: tensor for name, tensor in tiny.items() if name != table}
-    with pytest.raises(ArtifactError, match=r"1 tensors are missing.*encoder\.positions"):
-        load_checkpoint(_save(tmp_path / "tiny.pth", model=lacking))
+    with pytest.raises(ArtifactError, match=r"1 tensors differ, first encoder\.pos.*: missing"):
+        load_checkpoint(_save(tmp_path / "tiny.pth", model=lacking), variant="tiny")
+    lacking = {name: tensor for name, tensor in tiny.items() if name != "refpoint_embed.weight"}
+    with pytest.raises(ArtifactError, match=r"1 tensors differ, first query_boxes.*: missing"):
+        load_checkpoint(_save(tmp_path / "tiny.pth", model=lacking), variant="tiny")
     for name, tensor in ((table, torch.zeros(1, 9)), ("query_feat.weight", torch.zeros(10, 128))):
         path = _save(tmp_path / "tiny.pth", model={**tiny, name: tensor})
-        with pytest.raises(ArtifactError, match=r"has shape \(\d+, \d+\), expected"):
-            load_checkpoint(path)
+        with pytest.raises(ArtifactError, match=r": \(\d+, \d+\), should be \("):
+            load_checkpoint(path, variant="tiny")
+    path = _save(tmp_path / "tiny.pth", model={**tiny, "zebra": torch.zeros(2)})
+    with pytest.raises(ArtifactError, match=r"first zebra: \(2,\), should be absent"):
+        load_checkpoint(path, variant="tiny")
 
 
 def test_the_resolution_follows_the_table_only_where_the_variant_says_so(tiny, tmp_path):
-    weights = load_weights(_save(tmp_path / "tiny.pth", model=tiny))
     fixed = replace(VARIANTS["tiny"], position_grid=21)
-    model = build_model(fixed, weights, path=tmp_path, resolution=352)
+    model = build_model(fixed, from_file_names(tiny), path=tmp_path, resolution=352)
     assert model.encoder.grid == (21, 21)
     assert model.encoder.positions.shape == (1, 1 + 21**2, 192)

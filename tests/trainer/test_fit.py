@@ -2,44 +2,57 @@
 
 import csv
 import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_cli
 
 from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.variants import VARIANTS
 from trainer.checkpoint import load_checkpoint
-from trainer.checkpoint_names import to_file_names
-from trainer.config import TrainConfig
+from trainer.config import ModelConfig, TrainConfig, model_config
 from trainer.fit import fit
+from trainer.model.rfdetr import RFDETR
 
-EPOCHS = 6
+EPOCHS = 4
+MODEL = {"resolution": 64}
+RUN = {
+    "epochs": EPOCHS,
+    "batch_size": 1,
+    "lr": 5e-3,
+    "lr_encoder": 5e-3,
+    "multi_scale": False,
+    "aug_config": "MICROSCOPY",
+    "drop_path": 0.1,
+    "eval_interval": 2,
+    "num_workers": 0,
+    "tensorboard": False,
+}
 
 
-def _config(dataset: Path, output: Path, **settings: object) -> TrainConfig:
-    # a warm-up longer than the run: the rate then does not depend on the run's length
-    return TrainConfig(
-        **{
-            "variant": "tiny",
-            "dataset": dataset,
-            "output": output,
-            "epochs": EPOCHS,
-            "batch_size": 1,
-            "lr": 5e-3,
-            "warmup_steps": 100,
-            "resolution": 64,
-            "eval_interval": 4,
-            "num_workers": 0,
-            **settings,
-        }
-    )
+def _settings(dataset: Path, output: Path, **settings: object) -> tuple[ModelConfig, TrainConfig]:
+    config = TrainConfig(**{**RUN, "dataset_dir": dataset, "output_dir": output, **settings})
+    return model_config("tiny", **MODEL), config
+
+
+def _network() -> RFDETR:
+    torch.manual_seed(0)
+    return RFDETR(VARIANTS["tiny"], 4)
 
 
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory) -> Path:
-    """The output folder of an uninterrupted run."""
+    """The output folder of an undisturbed run."""
     output = tmp_path_factory.mktemp("run")
-    fit(_config(dataset, output))
+    fit(_network(), *_settings(dataset, output, tensorboard=True, checkpoint_interval=2))
     return output
 
 
@@ -59,94 +72,298 @@ def test_the_loss_falls(run):
     assert loss[EPOCHS - 1] < 0.9 * loss[0]
 
 
-def test_every_file_is_written(run):
-    expected = {"checkpoint_best_total.pth", "last.ckpt", "metrics.csv", "training_config.json"}
-    assert {path.name for path in run.iterdir()} == expected
-    settings = json.loads((run / "training_config.json").read_text())
-    assert TrainConfig(**settings) == _config(Path(settings["dataset"]), run)
+def test_every_documented_file_is_written(run):
+    expected = {
+        "checkpoint_best_ema.pth",
+        "checkpoint_best_total.pth",
+        "last_ema.pth",
+        "last.ckpt",
+        "checkpoint_1.ckpt",
+        "checkpoint_3.ckpt",
+        "metrics.csv",
+        "curves.png",
+        "training_config.json",
+        "hparams.yaml",
+    }
+    names = {path.name for path in run.iterdir()}
+    assert {name for name in names if not name.startswith("events.out.tfevents")} == expected
+    assert len(names) == len(expected) + 1
+    settings = json.loads((run / "training_config.json").read_text())["train_config"]
+    assert TrainConfig(**settings).output_dir == run
 
 
-def test_the_last_epoch_is_validated_whatever_the_interval(run):
-    assert sorted(_column(run, "val/mAP_50_95")) == [3, EPOCHS - 1]
+def test_the_last_epoch_is_validated_whatever_the_interval(dataset, tmp_path):
+    fit(_network(), *_settings(dataset, tmp_path, epochs=3))
+    assert sorted(_column(tmp_path, "val/mAP_50_95")) == [1, 2]
+    assert sorted(_column(tmp_path, "val/loss")) == [1, 2]
 
 
 def test_the_best_checkpoint_holds_the_averaged_weights(dataset, tmp_path):
     # validated once, at the end, so the best weights are the last ones
-    best = fit(_config(dataset, tmp_path, epochs=2, eval_interval=2))
-    data = _last(tmp_path)
-    kept = to_file_names(load_checkpoint(best).model.state_dict())
-    average, current = (
-        to_file_names({name.removeprefix("model."): t for name, t in data[key].items()})
-        for key in ("state_dict", "current_model_state")
-    )
+    fitted = fit(_network(), *_settings(dataset, tmp_path, epochs=2, eval_interval=2))
+    kept = load_checkpoint(fitted.best).model.state_dict()
+    average = _last(tmp_path)["callbacks"]["WeightAverage"]["average"]
     for name, tensor in kept.items():
         torch.testing.assert_close(tensor, average[name], atol=0, rtol=0)
-    assert not torch.equal(kept["class_embed.weight"], current["class_embed.weight"])
-    assert load_checkpoint(best).resolution == 64
-    assert load_checkpoint(best).classes.names == ("RBC", "WBC", "Platelets", "__background__")
-
-
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(run, dataset, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    fit(_config(dataset, first, epochs=4, num_workers=1))
-    assert _last(first)["epoch"] == 3
-    fit(_config(dataset, second, resume=first / "last.ckpt"))
-    assert (first / "last.ckpt").is_file()
-    assert load_checkpoint(second / "checkpoint_best_total.pth").variant.name == "tiny"
-    assert sorted(_column(second, "train/loss")) == [4, 5]
-    whole, resumed = _last(run), _last(second)
-    assert resumed["epoch"] == whole["epoch"] == EPOCHS - 1
-    assert resumed["global_step"] == whole["global_step"] == 3 * EPOCHS
-    for weights in ("state_dict", "current_model_state"):
-        for name, tensor in whole[weights].items():
-            torch.testing.assert_close(resumed[weights][name], tensor, atol=1e-6, rtol=0)
-
-
-def test_a_run_can_start_from_a_checkpoint_of_other_classes(run, dataset, tmp_path):
-    data = torch.load(run / "checkpoint_best_total.pth", weights_only=True)
-    for name, tensor in data["model"].items():
-        if "class_embed" in name:
-            data["model"][name] = tensor[:2]
-    torch.save(data, tmp_path / "start.pth")
-    start = load_checkpoint(tmp_path / "start.pth")
-    best = fit(
-        _config(
-            dataset,
-            tmp_path / "run",
-            weights=tmp_path / "start.pth",
-            epochs=1,
-            lr=1e-9,
-            resolution=96,
-        )
+        torch.testing.assert_close(tensor, fitted.network.state_dict()[name], atol=0, rtol=0)
+    plain = _last(tmp_path)["state_dict"]
+    assert not torch.equal(kept["class_head.weight"], plain["network.class_head.weight"])
+    assert load_checkpoint(fitted.best).resolution == 64
+    assert load_checkpoint(fitted.best).classes.names == (
+        "RBC",
+        "WBC",
+        "Platelets",
+        "__background__",
     )
-    tuned = load_checkpoint(best)
-    assert (start.model.slots, tuned.model.slots) == (2, 4)
-    assert tuned.model.encoder.grid == (6, 6)
+
+
+def test_without_an_average_the_regular_weights_are_kept(dataset, tmp_path):
+    fitted = fit(_network(), *_settings(dataset, tmp_path, epochs=1, use_ema=False))
+    assert (tmp_path / "checkpoint_best_regular.pth").is_file()
+    assert not list(tmp_path.glob("*ema*"))
+    plain = _last(tmp_path)["state_dict"]
+    for name, tensor in load_checkpoint(fitted.best).model.state_dict().items():
+        torch.testing.assert_close(tensor, plain[f"network.{name}"], atol=0, rtol=0)
+
+
+# In one thread, started by itself so that it can be killed; the paths and settings come as JSON.
+_SCRIPT = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from trainer import RFDETRTiny
+given = json.loads(sys.argv[1])
+RFDETRTiny(pretrain_weights=None, **given.pop("model")).train(**given)
+"""
+
+
+def _start(dataset: Path, output: Path, **settings: object) -> "subprocess.Popen[str]":
+    given = {**RUN, "model": MODEL, "dataset_dir": str(dataset), "output_dir": str(output)}
+    return subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, json.dumps({**given, **settings})],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one_when_resumed(dataset, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = _start(dataset, whole)
+    process = _start(dataset, killed)
+    # as soon as epoch 2 has ended, so in the midst of epoch 3, the third of 0 to 3
+    while process.poll() is None and not (
+        (killed / "metrics.csv").is_file() and 1 in _column(killed, "train/loss")
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    process.stderr.close()
+    assert _last(killed)["epoch"] < EPOCHS - 1
+    resumed = _start(dataset, killed, resume="last")
+    for finished in (undisturbed, resumed):
+        errors = finished.communicate()[1]
+        assert finished.returncode == 0, errors
+    assert (killed / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    first, second = _last(whole), _last(killed)
+    assert first["epoch"] == second["epoch"] == EPOCHS - 1
+    assert first["global_step"] == second["global_step"] == 5 * EPOCHS
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
+        _assert_equal(first[part], second[part], part)
+    for name in ("checkpoint_best_total.pth", "last_ema.pth"):
+        states = [
+            torch.load(folder / name, weights_only=True)["model"] for folder in (whole, killed)
+        ]
+        _assert_equal(*states, name)
+
+
+def _assert_equal(first: object, second: object, place: str) -> None:
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), place
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), place
+        for key, value in first.items():
+            _assert_equal(value, second[key], f"{place}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), place
+        for index, value in enumerate(first):
+            _assert_equal(value, second[index], f"{place}[{index}]")
+    else:
+        assert first == second, place
+
+
+def test_a_run_goes_on_in_another_folder(run, dataset, tmp_path):
+    model, config = _settings(dataset, tmp_path, resume=run / "checkpoint_1.ckpt")
+    fit(_network(), model, config)
+    assert _column(tmp_path, "train/loss") == pytest.approx(_column(run, "train/loss"), rel=1e-6)
+    assert (run / "last.ckpt").is_file()
+    assert load_checkpoint(tmp_path / "checkpoint_best_total.pth").variant.name == "tiny"
+
+
+def test_a_finished_run_stays_as_it_is_when_resumed(dataset, tmp_path):
+    fit(_network(), *_settings(dataset, tmp_path, epochs=1))
+    names = ("metrics.csv", "last_ema.pth", "checkpoint_best_total.pth")
+    before = [(tmp_path / name).read_bytes() for name in names[:1]]
+    weights = [load_checkpoint(tmp_path / name).model.state_dict() for name in names[1:]]
+    fitted = fit(_network(), *_settings(dataset, tmp_path, epochs=1, resume="last"))
+    assert [(tmp_path / name).read_bytes() for name in names[:1]] == before
+    for name, kept in zip(names[1:], weights, strict=True):
+        _assert_equal(load_checkpoint(tmp_path / name).model.state_dict(), kept, name)
+    _assert_equal(fitted.network.state_dict(), weights[0], "network")
+
+
+def test_a_run_can_start_from_a_checkpoint_of_other_classes(dataset, tmp_path):
+    start = RFDETR(VARIANTS["tiny"], 2)
+    model, config = _settings(
+        dataset, tmp_path, epochs=1, lr=1e-9, lr_encoder=1e-9, eval_interval=1
+    )
+    tuned = fit(start, model, config).network
+    assert (start.slots, tuned.slots) == (2, 4)
+    assert tuned.encoder.grid == (4, 4)
     for mine, other in ((slice(0, 2), slice(0, 2)), (slice(2, 4), slice(0, 2))):
-        torch.testing.assert_close(
-            tuned.model.class_head.weight[mine], start.model.class_head.weight[other]
-        )
+        torch.testing.assert_close(tuned.class_head.weight[mine], start.class_head.weight[other])
+
+
+def test_a_frozen_encoder_does_not_move(dataset, tmp_path):
+    network = _network()
+    network.encoder.fix_grid(4, 4)
+    model = model_config("tiny", freeze_encoder=True, **MODEL)
+    _, config = _settings(dataset, tmp_path, epochs=1, weight_decay=0.1)
+    tuned = fit(network, model, config).network
+    for name, tensor in tuned.encoder.state_dict().items():
+        torch.testing.assert_close(tensor, network.encoder.state_dict()[name], atol=0, rtol=0)
+    assert not torch.equal(tuned.class_head.weight, network.class_head.weight)
+
+
+def test_a_run_that_stalls_ends_early(dataset, tmp_path):
+    # without a learning rate nothing gets better
+    settings = {"epochs": 6, "lr": 0, "lr_encoder": 0, "eval_interval": 1}
+    stopping = {"early_stopping": True, "early_stopping_patience": 2}
+    fit(_network(), *_settings(dataset, tmp_path, **settings, **stopping))
+    assert sorted(_column(tmp_path, "val/mAP_50_95")) == [0, 1, 2]
+
+
+def test_the_test_split_is_evaluated_with_the_best_weights(dataset, photos, write_split, tmp_path):
+    for split in ("train", "valid", "test"):
+        write_split(tmp_path / "data" / split, photos)
+    fitted = fit(
+        _network(), *_settings(tmp_path / "data", tmp_path / "out", run_test=True, epochs=2)
+    )
+    best = _column(tmp_path / "out", "val/mAP_50_95")[1]
+    assert fitted.test["test/mAP_50_95"] == pytest.approx(best, abs=1e-6)
+    with pytest.raises(InputError, match="run_test needs a test split"):
+        fit(_network(), *_settings(dataset, tmp_path / "none", run_test=True))
 
 
 def test_a_file_that_no_run_can_go_on_from_is_refused(run, dataset, tmp_path):
     with pytest.raises(ArtifactError, match="does not exist"):
-        fit(_config(dataset, tmp_path / "out", resume=tmp_path / "last.ckpt"))
+        fit(_network(), *_settings(dataset, tmp_path / "a", resume=tmp_path / "last.ckpt"))
+    best = run / "checkpoint_best_total.pth"
     with pytest.raises(ArtifactError, match=r"resume from a run's last\.ckpt"):
-        fit(_config(dataset, tmp_path / "out", resume=run / "checkpoint_best_total.pth"))
-    assert not (tmp_path / "out").exists()
+        fit(_network(), *_settings(dataset, tmp_path / "b", resume=best))
+    model = model_config("tiny", resolution=96)
+    _, config = _settings(dataset, tmp_path / "c", resume=run / "last.ckpt")
+    with pytest.raises(ArtifactError, match="another variant, resolution, class count"):
+        fit(_network(), model, config)
+    _, config = _settings(dataset, tmp_path / "d", resume=run / "last.ckpt", lr=1e-3)
+    with pytest.raises(ArtifactError, match="learning rate or decay"):
+        fit(_network(), model_config("tiny", **MODEL), config)
 
 
-def test_a_broken_image_is_one_line_though_a_worker_met_it(photos, write_split, tmp_path):
+def test_checkpoints_never_pass_through_another_disk(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    fit(_network(), *_settings(dataset, tmp_path / "out", epochs=1))
+    assert _last(tmp_path / "out")["epoch"] == 0
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [{"accelerator": "abacus"}, {"strategy": "divination"}, {"devices": 0}, {"devices": "some"}],
+)
+def test_a_machine_that_is_not_there_is_one_line(dataset, tmp_path, machine):
+    settings = {"accelerator": "cpu", **machine}
+    with pytest.raises(InputError, match="accelerator, devices or strategy: ") as caught:
+        fit(_network(), *_settings(dataset, tmp_path, **settings))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("grids", [False, True])
+def test_a_broken_image_is_one_line_though_a_worker_met_it(photos, write_split, tmp_path, grids):
     for split in ("train", "valid"):
         write_split(tmp_path / split, photos)
     broken = tmp_path / "valid" / "BloodImage_00068.jpg"
-    broken.write_bytes(broken.read_bytes()[:2000])
+    # begins and ends as a PNG of the right size, so that the check before the start passes
+    size = struct.pack(">2I", photos["images"][0]["width"], photos["images"][0]["height"])
+    head, end = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
+    broken.write_bytes(head + size + bytes(100) + end)
+    settings = {"epochs": 1, "num_workers": 1, "eval_interval": 1, "save_dataset_grids": grids}
+    model, config = _settings(tmp_path, tmp_path / "out", **settings)
     with pytest.raises(InputError) as caught:
-        fit(_config(tmp_path, tmp_path / "out", epochs=1, num_workers=1))
-    assert str(caught.value) == f"{broken} is a truncated JPEG; copy or download it again"
+        fit(_network(), model, config)
+    assert str(caught.value) == f"{broken} is truncated, or no image that OpenCV can read"
 
 
 def test_an_output_that_is_a_file_is_refused(dataset, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="choose another folder"):
-        fit(_config(dataset, tmp_path / "out"))
+        fit(_network(), *_settings(dataset, tmp_path / "out"))
+
+
+def test_the_command_line_takes_a_file_and_options_before_it(dataset, tmp_path):
+    (tmp_path / "run.yaml").write_text("model: tiny\nresolution: 96\nepochs: 9\nnum_workers: 0\n")
+    result = run_cli(
+        *("train", "--config", tmp_path / "run.yaml", "--dataset", dataset),
+        *(
+            "--output",
+            tmp_path / "out",
+            "--epochs",
+            1,
+            "--batch-size",
+            3,
+            "--set",
+            "multi_scale=off",
+        ),
+        *("--set", "tensorboard=false", "--notes", "from the shell"),
+        stdout=subprocess.PIPE,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(tmp_path / "out" / "checkpoint_best_total.pth")
+    data = torch.load(tmp_path / "out" / "last_ema.pth", weights_only=True)
+    assert (data["notes"], data["model_config"]["resolution"]) == ("from the shell", 96)
+    assert len(_column(tmp_path / "out", "train/loss")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "x"], "name a model"),
+        (["--model", "tiny"], "dataset_dir: Field required"),
+        (["--model", "tiny", "--dataset", "x", "--set", "epochs"], "NAME=VALUE"),
+        (["--model", "tiny", "--dataset", "x", "--set", "epoch=3"], "did you mean epochs"),
+        (["--model", "tiny", "--dataset", "x", "--batch-size", "many"], "batch_size"),
+        (["--config", "gone.yaml"], "no such configuration file"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exits_2(arguments, message):
+    result = run_cli("train", *arguments, stdout=subprocess.PIPE)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_interrupted_run_exits_130_and_can_go_on(dataset, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rfdetr_edge", "train", "--model", "tiny", "--dataset", str(dataset),
+         "--output", str(tmp_path), "--epochs", "500", "--resolution", "64", "--num-workers", "0",
+         "--batch-size", "1", "--set", "tensorboard=false", "--set", "multi_scale=off"],
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    while process.poll() is None and not (tmp_path / "last.ckpt").is_file():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "optimizer_states" in _last(tmp_path)

@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
-from trainer.losses import WEIGHTS, detection_losses, focal, ia_bce, position_supervised, varifocal
+from trainer.losses import (
+    WEIGHTS,
+    detection_losses,
+    focal,
+    ia_bce,
+    logged_errors,
+    position_supervised,
+    varifocal,
+)
 from trainer.matcher import match
 from trainer.model.output import ModelOutput, Prediction
 from trainer.targets import Target
@@ -64,6 +73,49 @@ def test_losses_equal_upstream(case):
         assert losses[name].item() == pytest.approx(value, rel=1e-4, abs=1e-7), name
     total = sum(weight * losses[name].item() for name, weight in case["weight_dict"].items())
     assert total == pytest.approx(case["total"], rel=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_logged_errors_equal_upstream(case):
+    output, targets, groups = _load(case)
+    errors = logged_errors(output, targets, groups)
+    expected = {name: value for name, value in case["losses"].items() if "error" in name}
+    assert errors.keys() == expected.keys()
+    for name, value in expected.items():
+        assert errors[name].item() == pytest.approx(value, abs=1e-4), name
+
+
+def _part(output: ModelOutput, image: int) -> ModelOutput:
+    cut = [
+        Prediction(boxes[image, None], logits[image, None])
+        for boxes, logits in [*output.layers, output.proposals]
+    ]
+    return ModelOutput(cut[:-1], cut[-1])
+
+
+def _write_losses(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    output, targets, groups = _load(CASES[1])
+    losses = detection_losses(_part(output, rank), targets[rank : rank + 1], groups=groups)
+    torch.save(losses, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_the_mean_of_two_ranks_is_the_loss_of_both_batches(tmp_path):
+    """The ranks hold 4 and 2 targets, so that dividing by their own counts would differ."""
+    torch.multiprocessing.spawn(_write_losses, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    output, targets, groups = _load(CASES[1])
+    for name, value in detection_losses(output, targets, groups=groups).items():
+        assert (first[name] + second[name]).item() / 2 == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_a_given_number_of_boxes_divides():
+    output, targets, groups = _load(CASES[0])
+    count = sum(len(target.labels) for target in targets)
+    losses = detection_losses(output, targets, groups=groups)
+    halved = detection_losses(output, targets, groups=groups, num_boxes=2 * count)
+    assert halved["loss_bbox"].item() == pytest.approx(losses["loss_bbox"].item() / 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])

@@ -1,10 +1,17 @@
 """Augmentation keeps boxes on their objects, and the same seed gives the same image."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from rfdetr_edge.datasets import LabelledImage
+from rfdetr_edge.errors import InputError
+from rfdetr_edge.images import write_image
+from trainer.data.augmentation import PRESETS, Augmentation, read_augmentation
 from trainer.data.paste import PasteBank
-from trainer.data.transforms import Sample, augment, crop, turn
+from trainer.data.transforms import Sample, augment, crop, jitter_scale, read_sample, turn
 
 MARK = np.array([250, 10, 10], np.uint8)
 
@@ -41,11 +48,13 @@ def test_the_eight_symmetries_differ():
 def test_a_crop_clips_its_boxes_and_drops_the_small_rests():
     boxes = np.array([[10, 10, 20, 20], [0, 10, 14, 20], [0, 10, 12, 20], [40, 0, 50, 9]], "f4")
     sample = Sample(np.zeros((40, 60, 3), np.uint8), boxes, np.arange(4))
-    cropped = crop(sample, left=9, top=8, width=20, height=10)
-    assert cropped.image.shape == (10, 20, 3)
     # of the second box 5/14 is left, of the third 3/12 times 8/10 in height, of the fourth nothing
+    cropped = crop(sample, left=9, top=8, width=20, height=10, smallest_rest=0.25)
+    assert cropped.image.shape == (10, 20, 3)
     assert cropped.boxes.tolist() == [[1, 2, 11, 10], [0, 2, 5, 10]]
     assert cropped.labels.tolist() == [0, 1]
+    everything_left = crop(sample, left=9, top=8, width=20, height=10)
+    assert everything_left.boxes.tolist() == [[1, 2, 11, 10], [0, 2, 5, 10], [0, 2, 3, 10]]
 
 
 def test_a_cropped_box_stays_on_its_pixels():
@@ -53,10 +62,12 @@ def test_a_cropped_box_stays_on_its_pixels():
     assert cropped.boxes.tolist() == [_block(cropped.image)]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_augmented_boxes_lie_inside_the_image(seed, samples):
-    for sample in samples:
-        found = augment(sample, np.random.default_rng(seed))
+@pytest.mark.parametrize("preset", PRESETS)
+def test_augmented_boxes_lie_inside_the_image(preset, samples):
+    augmentation = read_augmentation(preset)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        found = augment(jitter_scale(samples[seed % 3], rng), augmentation, rng)
         height, width = found.image.shape[:2]
         assert found.image.dtype == np.uint8
         assert (found.boxes >= 0).all()
@@ -66,10 +77,138 @@ def test_augmented_boxes_lie_inside_the_image(seed, samples):
 
 
 def test_augmentation_follows_the_seed(samples):
-    first, second, other = (augment(samples[0], np.random.default_rng(seed)) for seed in (1, 1, 2))
+    microscopy = read_augmentation("MICROSCOPY")
+    first, second, other = (
+        augment(samples[0], microscopy, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first.image, second.image)
     np.testing.assert_array_equal(first.boxes, second.boxes)
     assert first.image.tobytes() != other.image.tobytes()
+
+
+def test_no_augmentation_changes_nothing(samples):
+    found = augment(samples[0], Augmentation(), np.random.default_rng(0))
+    np.testing.assert_array_equal(found.image, samples[0].image)
+    np.testing.assert_array_equal(found.boxes, samples[0].boxes)
+
+
+def _images(sample: Sample, augmentation: Augmentation, draws: int = 60) -> set[bytes]:
+    rng = np.random.default_rng(0)
+    return {augment(sample, augmentation, rng).image.tobytes() for _ in range(draws)}
+
+
+@pytest.mark.parametrize(
+    ("transforms", "symmetries"),
+    [
+        ({"HorizontalFlip": {"p": 0.5}}, {0, 1}),
+        ({"VerticalFlip": {"p": 1}}, {2}),
+        ({"Transpose": {"p": 1}}, {4}),
+        ({"RandomRotate90": {"p": 1}}, {0, 3, 5, 6}),
+        ({"HorizontalFlip": {}, "VerticalFlip": {}, "Transpose": {}}, set(range(8))),
+    ],
+)
+def test_flips_and_turns_reach_their_symmetries_only(transforms, symmetries):
+    sample = _marked((5, 8, 21, 17))
+    expected = {turn(sample, symmetry).image.tobytes() for symmetry in symmetries}
+    assert _images(sample, read_augmentation(transforms)) == expected
+
+
+def test_limits_may_be_given_in_either_order(samples):
+    names = ("GaussianBlur", "sigma_limit", (0.5, 3.0)), ("RandomScaleCrop", "scale", (0.4, 1.0))
+    for transform, limits, (low, high) in names:
+        up, down = ({transform: {"p": 1, limits: pair}} for pair in ((low, high), (high, low)))
+        assert _images(samples[0], read_augmentation(up), 2) == _images(
+            samples[0], read_augmentation(down), 2
+        )
+
+
+def test_a_quarter_turn_is_numpys():
+    sample = _marked((5, 8, 21, 17))
+    for quarters, symmetry in enumerate((0, 5, 3, 6)):
+        np.testing.assert_array_equal(
+            turn(sample, symmetry).image, np.rot90(sample.image, quarters)
+        )
+
+
+def test_a_crop_keeps_the_shape_of_the_source_also_after_a_turn(samples):
+    augmentation = read_augmentation(
+        {"Transpose": {"p": 0.5}, "RandomScaleCrop": {"p": 0.6, "scale": [0.5, 1.0]}}
+    )
+    rng = np.random.default_rng(0)
+    sizes = [augment(samples[0], augmentation, rng).image.shape[:2] for _ in range(200)]
+    aspects = np.array([width / height for height, width in sizes])
+    np.testing.assert_allclose(aspects, 640 / 480, rtol=0.01)
+    widths = np.array([width for _, width in sizes])
+    assert 310 < widths.min() < 330
+    # upright (half of all) and not cropped (0.4 of these): a fifth, give or take three sigmas
+    assert 0.115 < (widths == 640).mean() < 0.285
+
+
+def test_colours_move_about_the_middle_by_at_most_the_given_shares():
+    grey = Sample(
+        np.full((4, 4, 3), 200, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    )
+    rng = np.random.default_rng(0)
+
+    def values(**shares: float) -> np.ndarray:
+        jitter = {"p": 1, "brightness": 0, "contrast": 0, "saturation": 0, **shares}
+        augmentation = read_augmentation({"ColorJitter": jitter})
+        pixels = [augment(grey, augmentation, rng).image[0, 0] for _ in range(300)]
+        return np.array(pixels, int)
+
+    for shares, low, high in (
+        ({"brightness": 0.1}, 174.5, 225.5),  # 200 +- 25.5
+        ({"contrast": 0.2}, 185.5, 214.5),  # 127.5 + 72.5 * (1 +- 0.2)
+        ({"saturation": 0.5}, 200, 200),  # grey has none
+    ):
+        drawn = values(**shares)
+        assert (drawn == drawn[:, :1]).all()  # grey stays grey
+        assert low - 0.51 <= drawn.min() <= low + 2
+        assert high - 2 <= drawn.max() <= high + 0.51
+    assert (np.ptp(values(channel_gain=0.1), axis=1) > 0).mean() > 0.9
+
+
+def test_scale_jitter_cuts_squares_of_upstreams_sizes(samples):
+    source = samples[0]  # 640 x 480
+    rng = np.random.default_rng(0)
+    sizes = [jitter_scale(source, rng).image.shape[:2] for _ in range(400)]
+    whole = [size for size in sizes if size == (480, 640)]
+    cut = [size for size in sizes if size != (480, 640)]
+    assert 0.42 < len(whole) / len(sizes) < 0.58
+    # at 400 pixels the whole side is 400, so 384 to 600 reaches over it: 480 high, 460 to 640 wide
+    assert max(height for height, _ in cut) == 480
+    assert {height for height, width in cut if width > 481} == {480}
+    squares = [height for height, width in cut if height < 480]
+    assert all(height == width for height, width in cut if height < 480)
+    assert 384 / 600 * 480 - 1 <= min(squares) < 315
+
+
+def test_a_small_image_survives_every_window():
+    tiny = Sample(np.zeros((1, 2, 3), np.uint8), np.array([[0, 0, 2, 1]], "f4"), np.array([0]))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        found = augment(jitter_scale(tiny, rng), read_augmentation("AGGRESSIVE"), rng)
+        assert min(found.image.shape) >= 1
+
+
+def test_a_photo_of_another_size_than_annotated_is_refused(tmp_path):
+    write_image(tmp_path / "photo.png", np.zeros((48, 64, 3), np.uint8))
+    labelled = LabelledImage(
+        tmp_path / "photo.png", 1, (64, 48), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    )
+    with pytest.raises(InputError, match="64x48 pixels, but its annotations say 48x64"):
+        read_sample(labelled)
+
+
+def _written(folder: Path, samples: Sequence[Sample]) -> list[LabelledImage]:
+    """The samples as image files, lossless."""
+    images = []
+    for index, sample in enumerate(samples):
+        path = folder / f"{index}.png"
+        write_image(path, sample.image)
+        size = sample.image.shape[:2]
+        images.append(LabelledImage(path, index, size, sample.boxes, sample.labels))
+    return images
 
 
 def _overlaps(boxes: np.ndarray) -> int:
@@ -80,8 +219,8 @@ def _overlaps(boxes: np.ndarray) -> int:
     return int((shared.sum() - len(boxes)) // 2)
 
 
-def test_pasted_objects_are_of_rare_classes_and_touch_no_box(samples):
-    bank = PasteBank(samples)
+def test_pasted_objects_are_of_rare_classes_and_touch_no_box(samples, tmp_path):
+    bank = PasteBank(_written(tmp_path, samples))
     rare = {1, 2}  # WBC and platelets, beside many red cells
     added = 0
     for seed in range(30):
@@ -98,20 +237,21 @@ def test_pasted_objects_are_of_rare_classes_and_touch_no_box(samples):
     assert added > 10
 
 
-def test_pasting_leaves_the_sample_and_the_bank_as_they_were(samples):
+def test_pasting_leaves_the_sample_and_the_bank_as_they_were(samples, tmp_path):
     before = samples[0].image.copy()
-    bank = PasteBank(samples)
+    bank = PasteBank(_written(tmp_path, samples))
     first = bank.paste(samples[0], np.random.default_rng(3))
     again = bank.paste(samples[0], np.random.default_rng(3))
     np.testing.assert_array_equal(samples[0].image, before)
     np.testing.assert_array_equal(first.image, again.image)
 
 
-def test_a_pasted_object_lies_in_its_box():
+def test_a_pasted_object_lies_in_its_box(tmp_path):
     flat = Sample(np.zeros((80, 80, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int))
     marked = _marked((30, 30, 50, 46), size=(80, 80))
     many = Sample(flat.image, np.tile([[1, 1, 9, 9]], (9, 1)).astype("f4"), np.full(9, 0))
-    pasted = PasteBank([marked, many]).paste(flat, np.random.default_rng(0))
+    bank = PasteBank(_written(tmp_path, [marked, many]))
+    pasted = bank.paste(flat, np.random.default_rng(0))
     x0, y0, x1, y1 = _block(pasted.image)
     assert len(pasted.boxes)
     assert pasted.boxes[:, 0].min() <= x0
@@ -120,6 +260,16 @@ def test_a_pasted_object_lies_in_its_box():
     assert pasted.boxes[:, 3].max() >= y1
 
 
-def test_a_bank_without_rare_classes_changes_nothing():
+def test_a_bank_reads_no_image_before_it_pastes(tmp_path):
+    samples = [_marked((30, 30, 50, 46), size=(80, 80)), *[_marked((1, 1, 9, 9))] * 3]
+    samples[0] = Sample(samples[0].image, samples[0].boxes, np.array([1]))
+    images = _written(tmp_path, samples)
+    images[0].path.unlink()
+    bank = PasteBank(images)
+    with pytest.raises(InputError, match=r"there is no image file .*0\.png"):
+        bank.paste(samples[1], np.random.default_rng(0))
+
+
+def test_a_bank_without_rare_classes_changes_nothing(tmp_path):
     sample = _marked((5, 8, 21, 17))
-    assert PasteBank([sample]).paste(sample, np.random.default_rng(0)) is sample
+    assert PasteBank(_written(tmp_path, [sample])).paste(sample, np.random.default_rng(0)) is sample

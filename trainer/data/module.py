@@ -1,33 +1,42 @@
-"""Data loading: which image, at which size, with which random numbers, in which batch."""
+"""Data loading: which image, at which size, with which random numbers, in which batch.
 
+The sampler decides it from the run's seed and the epoch, so neither the number of workers nor a
+resumed run changes what is drawn, and two processes with batch B draw what one with batch 2 B does.
+An image becomes a square of its batch's side at once, where upstream resizes finished batches:
+pixels are interpolated once, and with antialias.
+"""
+
+import random
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import Dataset as TorchDataset
 
-from rfdetr_edge.classes import ClassTable
+from rfdetr_edge.datasets import Dataset, Split
 from rfdetr_edge.errors import InputError
-from rfdetr_edge.images import read_image
 from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.preprocess import preprocess
-from trainer.config import TrainConfig
-from trainer.data.coco import CocoSplit, LabelledImage, read_split
+from trainer.config import ModelConfig, TrainConfig
+from trainer.data.augmentation import DEFAULT
 from trainer.data.paste import PasteBank
-from trainer.data.transforms import Sample, augment
+from trainer.data.transforms import augment, jitter_scale, read_sample
 from trainer.targets import Target
+
+_FEWEST_STEPS = 5  # optimizer steps an epoch: smaller sets are drawn from with replacement
 
 
 class Draw(NamedTuple):
-    """One item of an epoch: which image, the side of the square it becomes, its own seed."""
+    """One item: which image, the side of the square it becomes, its seed (None: as it is)."""
 
     image: int
     side: int
-    seed: int
+    seed: int | None
 
 
 class Batch(NamedTuple):
@@ -37,126 +46,154 @@ class Batch(NamedTuple):
     targets: list[Target]
 
 
-class EpochSampler(Sampler[Draw]):
-    """A fresh permutation every epoch, at that epoch's resolution.
+Loader: TypeAlias = "DataLoader[tuple[Tensor, Target]]"
 
-    Everything follows from the run's seed and the epoch, so neither the number of workers nor a
-    resumed run changes what is drawn. Lightning calls `set_epoch`.
+
+def scales(resolution: int, block: int, *, expanded: bool) -> list[int]:
+    """The ascending sides of multi-scale training around a resolution: at least two blocks.
+
+    expanded: five blocks down and up, else three down and four up (training.md section 5).
+    """
+    down, up = (5, 5) if expanded else (3, 4)
+    middle = resolution // block
+    return [count * block for count in range(max(middle - down, 2), middle + up + 1)]
+
+
+class EpochSampler(Sampler[Draw]):
+    """One rank's share of an epoch: of every batch of all ranks, its slice of batch_size items.
+
+    length: images of the split. place: (rank, ranks). The last incomplete batch is left out; an
+    epoch of under five optimizer steps gets five, drawn with replacement.
     """
 
-    def __init__(self, length: int, config: TrainConfig) -> None:
-        self._length = length
-        self._config = config
-        self._epoch = 0
+    def __init__(
+        self, length: int, config: TrainConfig, model: ModelConfig, place: tuple[int, int] = (0, 1)
+    ) -> None:
+        self._config, self._model, self._length, self._epoch = config, model, length, 0
+        self._batch_size = int(config.batch_size)  # fit has replaced "auto"
+        self._rank, self._together = place[0], self._batch_size * place[1]
+        self._batches = max(length // self._together, _FEWEST_STEPS * config.grad_accum_steps)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses what the next iteration draws."""
+        """Chooses what the next iteration draws, from 0. Lightning calls it."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return self._batches * self._batch_size
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng((self._config.seed, self._epoch))
-        side = self._config.side_at(self._epoch)
-        for index in rng.permutation(self._length).tolist():
-            yield Draw(index, side, int(rng.integers(2**63)))
+        count, images = self._batches * self._together, rng.permutation(self._length)
+        if count > self._length:
+            images = rng.integers(self._length, size=count)
+        seeds = rng.integers(2**63, size=count)
+        sides = self._sides()
+        for batch in range(self._batches):
+            side = random.Random(self._epoch * self._batches + batch).choice(sides)
+            first = batch * self._together + self._rank * self._batch_size
+            for item in range(first, first + self._batch_size):
+                yield Draw(int(images[item]), side, int(seeds[item]))
+
+    def _sides(self) -> list[int]:
+        config, side = self._config, self._model.resolution
+        if config.warm_resolution and self._epoch < config.warm_fraction * config.epochs:
+            side = config.warm_resolution
+        if not config.scales_vary:
+            return [side]
+        return scales(side, self._model.row.block_size, expanded=config.expanded_scales)
 
 
-class TrainingImages(Dataset[tuple[Tensor, Target]]):
-    """Augmented images of the train split, addressed by `Draw`."""
+class Images(TorchDataset[tuple[Tensor, Target]]):
+    """A split's images as tensors: augmented, or as the device sees them, as each `Draw` says."""
 
-    def __init__(self, split: CocoSplit, config: TrainConfig) -> None:
-        self._images = split.images
-        self._config = config
-        self._bank = PasteBank([_sample(image) for image in split.images])
+    def __init__(self, split: Split, config: TrainConfig) -> None:
+        self._images, self._config = split.images, config
+        self._augmentation = DEFAULT if config.aug_config is None else config.aug_config
+        self._bank = PasteBank(split.images) if self._augmentation.CopyPaste.p else None
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
-        rng = np.random.default_rng(draw.seed)
         labelled = self._images[draw.image]
-        sample = _sample(labelled)
-        if rng.random() < self._config.paste_probability:
-            sample = self._bank.paste(sample, rng)
-        return _item(augment(sample, rng), labelled, self._config, draw.side)
-
-
-class ValidationImages(Dataset[tuple[Tensor, Target]]):
-    """Images of a split exactly as the device sees them, by position."""
-
-    def __init__(self, split: CocoSplit, config: TrainConfig) -> None:
-        self._images = split.images
-        self._config = config
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        labelled = self._images[index]
-        return _item(_sample(labelled), labelled, self._config, self._config.side)
-
-
-def _sample(labelled: LabelledImage) -> Sample:
-    image = read_image(labelled.path, upright=False)
-    if image.shape[:2] != labelled.source_size:
-        height, width = labelled.source_size
-        raise InputError(
-            f"{labelled.path} is {image.shape[1]}x{image.shape[0]} pixels, but its annotations say "
-            f"{width}x{height}: its boxes belong to another picture"
-        )
-    return Sample(image, labelled.boxes, labelled.labels)
-
-
-def _item(
-    sample: Sample, labelled: LabelledImage, config: TrainConfig, side: int
-) -> tuple[Tensor, Target]:
-    height, width = sample.image.shape[:2]
-    tensor = preprocess(sample.image, InputSpec((side, side), antialias=config.antialias))
-    corners = sample.boxes / np.array([width, height, width, height], np.float32)
-    centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
-    target = Target(
-        boxes=torch.from_numpy(np.concatenate([centre, size], axis=1)),
-        labels=torch.from_numpy(sample.labels),
-        image_id=labelled.image_id,
-        source_size=labelled.source_size,
-    )
-    return torch.from_numpy(tensor), target
+        sample = read_sample(labelled)
+        if draw.seed is not None:
+            rng = np.random.default_rng(draw.seed)
+            if self._bank is not None and rng.random() < self._augmentation.CopyPaste.p:
+                sample = self._bank.paste(sample, rng)
+            if self._config.scale_jitter:
+                sample = jitter_scale(sample, rng)
+            sample = augment(sample, self._augmentation, rng)
+        spec = InputSpec((draw.side, draw.side), self._config.antialias)
+        tensor = torch.from_numpy(preprocess(sample.image, spec))
+        boxes = sample.boxes.reshape(-1, 2, 2) / np.array(sample.image.shape[1::-1], np.float32)
+        low, high = torch.from_numpy(boxes).unbind(1)
+        cxcywh = torch.cat([(low + high) / 2, high - low], dim=1)
+        labels = torch.from_numpy(sample.labels)
+        return tensor, Target(cxcywh, labels, labelled.image_id, labelled.source_size)
 
 
 def collate(items: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Stacks the images and lists the targets."""
-    images, targets = zip(*items, strict=True)
-    return Batch(torch.stack(images), list(targets))
+    """Stacks the images and lists the targets; all boxes are views of one tensor, as are labels.
+
+    Raises InputError in a worker that gets no shared memory. It is asked for here because the
+    queue to the main process would ask in a thread, where a failure is printed and the run hangs.
+    """
+    targets = [target for _, target in items]
+    images = torch.stack([image for image, _ in items])
+    boxes = torch.cat([target.boxes for target in targets])
+    labels = torch.cat([target.labels for target in targets])
+    if get_worker_info() is not None:
+        try:
+            for tensor in (images, boxes, labels):
+                tensor.share_memory_()
+        except RuntimeError as error:
+            text = f"no shared memory for a data worker; use num_workers=0 ({error})"
+            raise InputError(text) from None
+    counts = [len(target.labels) for target in targets]
+    parts = zip(targets, boxes.split(counts), labels.split(counts), strict=True)
+    return Batch(images, [target._replace(boxes=b, labels=slots) for target, b, slots in parts])
 
 
 class DetectionData(pl.LightningDataModule):
-    """Train and valid splits of a data set."""
+    """Loaders that give each rank its own share, so Lightning must not replace their samplers."""
 
-    def __init__(self, config: TrainConfig, classes: ClassTable) -> None:
+    def __init__(self, config: TrainConfig, model: ModelConfig, dataset: Dataset) -> None:
         super().__init__()
-        self._config = config
-        self.train_split = read_split(config.dataset, "train", classes)
-        self.valid_split = read_split(config.dataset, "valid", classes)
+        self._config, self._model, self._dataset = config, model, dataset
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
-        """Shuffled, augmented batches; the last incomplete one is left out."""
-        batch_size = min(self._config.batch_size, len(self.train_split.images))
-        return self._loader(
-            TrainingImages(self.train_split, self._config),
-            batch_size=batch_size,
-            sampler=EpochSampler(len(self.train_split.images), self._config),
-            drop_last=True,
-        )
+    def train_dataloader(self) -> Loader:
+        """Shuffled, augmented batches."""
+        length = len(self._dataset.train.images)
+        sampler = EpochSampler(length, self._config, self._model, _place())
+        return self._loader(self._dataset.train, sampler)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
-        """The valid split in order."""
-        images = ValidationImages(self.valid_split, self._config)
-        return self._loader(images, batch_size=self._config.batch_size)
+    def val_dataloader(self) -> Loader:
+        """The valid split in order; over all ranks each image once."""
+        return self._in_order(self._dataset.valid)
 
-    def _loader(
-        self, images: Dataset[tuple[Tensor, Target]], **options: object
-    ) -> DataLoader[tuple[Tensor, Target]]:
+    def test_dataloader(self) -> Loader:
+        """As `val_dataloader`, of the test split. Raises InputError when there is none."""
+        if self._dataset.test is None:
+            raise InputError(f"{self._dataset.root} has no test split")
+        return self._in_order(self._dataset.test)
+
+    def _in_order(self, split: Split) -> Loader:
+        (rank, ranks), side = _place(), self._model.resolution
+        draws = [Draw(image, side, None) for image in range(rank, len(split.images), ranks)]
+        return self._loader(split, draws)
+
+    def _loader(self, split: Split, sampler: Sampler[Draw] | Sequence[Draw]) -> Loader:
         # A worker is a fork, and a fork of OpenCV's thread pool waits for ever: end the pool first.
         cv2.setNumThreads(1)
         return DataLoader(
-            images, num_workers=self._config.num_workers, collate_fn=collate, **options
+            Images(split, self._config),
+            batch_size=int(self._config.batch_size),
+            sampler=sampler,
+            num_workers=self._config.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
         )
+
+
+def _place() -> tuple[int, int]:
+    """(rank, ranks) of this process; Lightning has joined them before it asks for a loader."""
+    joined = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if joined else (0, 1)

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.transforms import Image, Sample
+from rfdetr_edge.datasets import LabelledImage
+from trainer.data.transforms import Boxes, Image, Sample, read_sample
 
 _MOST = 3
 _TRIES = 10
@@ -17,79 +18,67 @@ _MARGIN = 0.15
 
 
 class PasteBank:
-    """Cut-outs of the classes that have fewer boxes than the average class, equally often each."""
+    """Cut-outs of the classes that have fewer boxes than the average class, equally often each.
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        labels = np.concatenate([sample.labels for sample in samples])
+    It keeps where they lie; an image is read when a cut-out of it is pasted.
+    """
+
+    def __init__(self, images: Sequence[LabelledImage]) -> None:
+        labels = np.concatenate([image.labels for image in images])
         classes, counts = np.unique(labels, return_counts=True)
-        rare = set(classes[counts < counts.mean()].tolist())
-        self._cutouts: dict[int, list[Image]] = {label: [] for label in rare}
-        for sample in samples:
-            for box, label in zip(sample.boxes, sample.labels.tolist(), strict=True):
-                if label in rare and (cutout := _cut(sample.image, box)) is not None:
-                    self._cutouts[label].append(cutout)
-        self._cutouts = {label: cuts for label, cuts in self._cutouts.items() if cuts}
+        rare = classes[counts * len(counts) < counts.sum()]
+        # class -> images, and boxes (left, top, right, bottom) with their margins
+        self._windows: dict[int, list[tuple[LabelledImage, NDArray[np.intp]]]] = {}
+        for image in images:
+            low, high = image.boxes[:, :2], image.boxes[:, 2:]
+            margin = (high - low) * _MARGIN
+            low, high = np.floor(low - margin), np.ceil(high + margin)
+            inside = ((low >= 0) & (high <= image.source_size[::-1])).all(axis=1)
+            windows = np.concatenate([low, high], axis=1).astype(np.intp)
+            for index in np.flatnonzero(inside & np.isin(image.labels, rare)):
+                places = self._windows.setdefault(int(image.labels[index]), [])
+                places.append((image, windows[index]))
 
     def paste(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The sample with up to three more objects, none of them on another box."""
-        if not self._cutouts:
+        """The sample with up to three more objects, none of them on another box.
+
+        Raises InputError when the image of a cut-out cannot be read.
+        """
+        if not self._windows:
             return sample
-        image = sample.image.copy()
-        boxes, labels = list(sample.boxes), list(sample.labels)
-        for _ in range(int(rng.integers(1, _MOST + 1))):
-            label = list(self._cutouts)[int(rng.integers(len(self._cutouts)))]
-            cuts = self._cutouts[label]
-            cutout = cuts[int(rng.integers(len(cuts)))]
+        image, boxes, labels = sample.image.copy(), sample.boxes, list(sample.labels)
+        for _ in range(rng.integers(1, _MOST + 1)):
+            label, places = list(self._windows.items())[rng.integers(len(self._windows))]
+            source, (left, top, right, bottom) = places[rng.integers(len(places))]
+            cutout = read_sample(source).image[top:bottom, left:right]
             cutout = np.rot90(cutout, int(rng.integers(4)))
-            corner = _free_corner(image, cutout, np.array(boxes).reshape(-1, 4), rng)
-            if corner is None:
-                continue
-            boxes.append(_blend(image, cutout, *corner))
-            labels.append(np.int64(label))
-        return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64))
-
-
-def _cut(image: Image, box: NDArray[np.float32]) -> Image | None:
-    """The box and a margin around it; None where the margin leaves the image."""
-    margin = (box[2:] - box[:2]) * _MARGIN
-    left, top = np.floor(box[:2] - margin).astype(int)
-    right, bottom = np.ceil(box[2:] + margin).astype(int)
-    height, width = image.shape[:2]
-    if left < 0 or top < 0 or right > width or bottom > height:
-        return None
-    return image[top:bottom, left:right].copy()
+            if (corner := _free_corner(image, cutout, boxes, rng)) is not None:
+                boxes = np.concatenate([boxes, _blend(image, cutout, corner)[None]])
+                labels.append(np.int64(label))
+        return Sample(image, boxes, np.array(labels, np.int64))
 
 
 def _free_corner(
-    image: Image, cutout: Image, boxes: NDArray[np.float32], rng: np.random.Generator
-) -> tuple[int, int] | None:
-    height, width = cutout.shape[:2]
-    if height >= image.shape[0] or width >= image.shape[1]:
+    image: Image, cutout: Image, boxes: Boxes, rng: np.random.Generator
+) -> NDArray[np.int64] | None:
+    """(left, top) where the cut-out touches no box; None where a few tries find none."""
+    wh, limits = np.array(cutout.shape[1::-1]), np.array(image.shape[1::-1])
+    if (wh >= limits).any():
         return None
-    for _ in range(_TRIES):
-        left = int(rng.integers(image.shape[1] - width))
-        top = int(rng.integers(image.shape[0] - height))
-        apart = (
-            (boxes[:, 0] >= left + width)
-            | (boxes[:, 2] <= left)
-            | (boxes[:, 1] >= top + height)
-            | (boxes[:, 3] <= top)
-        )
-        if apart.all():
-            return left, top
-    return None
+    corners = rng.integers(limits - wh, size=(_TRIES, 1, 2))
+    apart = (boxes[:, :2] >= corners + wh) | (boxes[:, 2:] <= corners)  # (tries, boxes, 2)
+    free = apart.any(axis=2).all(axis=1)
+    return corners[free.argmax(), 0] if free.any() else None
 
 
-def _blend(image: Image, cutout: Image, left: int, top: int) -> NDArray[np.float32]:
+def _blend(image: Image, cutout: Image, corner: NDArray[np.int64]) -> NDArray[np.float32]:
     """Sets the cut-out into the image in place and returns the object's box."""
-    height, width = cutout.shape[:2]
+    (left, top), (height, width) = corner, cutout.shape[:2]
     y, x = np.ogrid[:height, :width]
     radius = np.hypot((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1)
     alpha = ((1.0 - radius) / _MARGIN).clip(0, 1)[..., None].astype(np.float32)
     place = image[top : top + height, left : left + width]
     place[:] = cv2.convertScaleAbs(alpha * cutout + (1 - alpha) * place)
-    inner = np.array([width, height]) * _MARGIN / (1 + 2 * _MARGIN)
-    return np.array(
-        [left + inner[0], top + inner[1], left + width - inner[0], top + height - inner[1]],
-        np.float32,
-    )
+    wh = np.array([width, height])
+    inset = wh * _MARGIN / (1 + 2 * _MARGIN)
+    return np.concatenate([corner + inset, corner + wh - inset]).astype(np.float32)

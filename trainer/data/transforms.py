@@ -1,24 +1,25 @@
 """Augmentation of training images. It ends in `rfdetr_edge.preprocess`, as everything does.
 
-Works on uint8 RGB arrays and xyxy pixel boxes; the random generator is always handed in, so an
-image drawn with the same seed is the same image.
+The random generator is always handed in, so an image drawn with the same seed is the same image.
+Only `turn` and `crop` move pixels: whatever else an image carries is moved in these two.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rfdetr_edge.datasets import LabelledImage
+from rfdetr_edge.errors import InputError
+from rfdetr_edge.images import read_image
+from trainer.data.augmentation import Augmentation, ColourJitter, ScaleCrop
+
 Image = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
-Labels = NDArray[np.int64]
 
-_WHOLE_IMAGE = 0.4
-_CROP_WIDTH = (0.5, 1.0)
-_ASPECT_JITTER = 0.2
+_QUARTER_TURNS = (0, 5, 3, 6)  # the symmetries that turn by 0, 90, 180 and 270 degrees
 _SMALLEST_REST = 0.25
-_BLUR = 0.15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,75 +28,109 @@ class Sample:
 
     image: Image
     boxes: Boxes
-    labels: Labels
+    labels: NDArray[np.int64]
 
 
-def augment(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Random symmetry, crop, blur and colour."""
-    height, width = sample.image.shape[:2]
-    turned = turn(sample, int(rng.integers(8)))
-    upright = turned.image.shape[:2] == (height, width)
-    if not upright or rng.random() >= _WHOLE_IMAGE:
-        turned = _random_crop(turned, width * rng.uniform(*_CROP_WIDTH), width / height, rng)
+def read_sample(labelled: LabelledImage) -> Sample:
+    """An image with its boxes. Raises InputError when its size is not as annotated."""
+    image = read_image(labelled.path, upright=False)
+    if image.shape[:2] != labelled.source_size:
+        height, width = labelled.source_size
+        raise InputError(
+            f"{labelled.path} is {image.shape[1]}x{image.shape[0]} pixels, but its annotations say "
+            f"{width}x{height}: its boxes belong to another picture"
+        )
+    return Sample(image, labelled.boxes, labelled.labels)
+
+
+def augment(sample: Sample, augmentation: Augmentation, rng: np.random.Generator) -> Sample:
+    """Flips and turns, then crop, blur and colour, each as often as its p says."""
+    mirrors = (augmentation.HorizontalFlip, augmentation.VerticalFlip, augmentation.Transpose)
+    symmetry = sum(1 << bit for bit, mirror in enumerate(mirrors) if rng.random() < mirror.p)
+    turned = turn(sample, symmetry)
+    if rng.random() < augmentation.RandomRotate90.p:
+        turned = turn(turned, _QUARTER_TURNS[int(rng.integers(4))])
+    window, blur = augmentation.RandomScaleCrop, augmentation.GaussianBlur
+    stretched = turned.image.shape != sample.image.shape
+    if rng.random() < (1 if stretched and window.p else window.p):
+        turned = _crop_like(sample.image.shape[:2], turned, window, rng)
     image = turned.image
-    if rng.random() < _BLUR:
-        image = cv2.GaussianBlur(image, (0, 0), sigmaX=rng.uniform(0.4, 1.5))
-    return Sample(_jitter_colour(image, rng), turned.boxes, turned.labels)
+    if rng.random() < blur.p:
+        image = cv2.GaussianBlur(image, (0, 0), sigmaX=rng.uniform(*np.sort(blur.sigma_limit)))
+    if rng.random() < augmentation.ColorJitter.p:
+        image = _jitter_colour(image, augmentation.ColorJitter, rng)
+    return replace(turned, image=image)
+
+
+def jitter_scale(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Upstream's train geometry: half the time a random square window, else the whole image.
+
+    Upstream resizes the shorter side to 400, 500 or 600 pixels, cuts a square of 384 to 600 (as
+    far as the image reaches), and squashes it (training.md section 5). Here the window is scaled
+    instead and cut from the source: the squash follows anyway, and pixels are interpolated once.
+    """
+    if rng.random() < 0.5:
+        return sample
+    scale = min(sample.image.shape[:2]) / rng.choice((400, 500, 600))
+    side = scale * rng.integers(384, 601)
+    return _crop_somewhere(sample, side, side, rng)
 
 
 def turn(sample: Sample, symmetry: int) -> Sample:
     """One of the eight symmetries of the square: bit 0 mirrors x, bit 1 mirrors y, bit 2 swaps."""
-    image, boxes = sample.image, sample.boxes
+    image, (left, top, right, bottom) = sample.image, sample.boxes.T
     height, width = image.shape[:2]
     if symmetry & 1:
-        image = image[:, ::-1]
-        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+        image, left, right = image[:, ::-1], width - right, width - left
     if symmetry & 2:
-        image = image[::-1]
-        boxes = np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1)
+        image, top, bottom = image[::-1], height - bottom, height - top
     if symmetry & 4:
-        image = image.transpose(1, 0, 2)
-        boxes = boxes[:, [1, 0, 3, 2]]
+        image, left, top, right, bottom = image.transpose(1, 0, 2), top, left, bottom, right
+    boxes = np.stack([left, top, right, bottom], axis=1)
     return Sample(np.ascontiguousarray(image), boxes, sample.labels)
 
 
-def _random_crop(
-    sample: Sample, crop_width: float, aspect: float, rng: np.random.Generator
+def crop(
+    sample: Sample, left: int, top: int, width: int, height: int, smallest_rest: float = 0.0
 ) -> Sample:
-    """A window of the source's aspect ratio, so that squashing stretches it as at test time."""
-    height, width = sample.image.shape[:2]
-    crop_width = min(crop_width, width, height * aspect)
-    crop_height = crop_width / aspect * np.exp(rng.uniform(-_ASPECT_JITTER, _ASPECT_JITTER))
-    crop_w, crop_h = int(crop_width), int(min(crop_height, height))
-    left = int(rng.integers(width - crop_w + 1))
-    top = int(rng.integers(height - crop_h + 1))
-    return crop(sample, left, top, crop_w, crop_h)
+    """A window in pixels. Boxes are clipped; those without area are dropped.
 
-
-def crop(sample: Sample, left: int, top: int, width: int, height: int) -> Sample:
-    """A window in pixels. Boxes are clipped; those with under a quarter left are dropped."""
-    origin = np.array([left, top, left, top], np.float32)
-    boxes = sample.boxes - origin
+    smallest_rest: boxes with less than this share of their area left are dropped too.
+    """
+    boxes = sample.boxes - np.array([left, top, left, top], np.float32)
     clipped = boxes.clip(0, np.array([width, height, width, height], np.float32))
-    rest = _area(clipped) / _area(boxes).clip(min=1e-6)
-    kept = rest >= _SMALLEST_REST
+    rest = ((clipped[:, 2:] - clipped[:, :2]) / (boxes[:, 2:] - boxes[:, :2])).prod(axis=1)
+    kept = (rest > 0) & (rest >= smallest_rest)
     image = sample.image[top : top + height, left : left + width]
     return Sample(image, clipped[kept], sample.labels[kept])
 
 
-def _area(boxes: Boxes) -> NDArray[np.float32]:
-    area: NDArray[np.float32] = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
-    return area
+def _crop_like(
+    source_size: tuple[int, int], sample: Sample, window: ScaleCrop, rng: np.random.Generator
+) -> Sample:
+    aspect = source_size[1] / source_size[0]
+    height, width = sample.image.shape[:2]
+    width = min(source_size[1] * rng.uniform(*np.sort(window.scale)), width, height * aspect)
+    stretch = np.exp(rng.uniform(-window.aspect_jitter, window.aspect_jitter))
+    return _crop_somewhere(sample, width, width / aspect * stretch, rng, _SMALLEST_REST)
 
 
-def _jitter_colour(image: Image, rng: np.random.Generator) -> Image:
+def _crop_somewhere(
+    sample: Sample, width: float, height: float, rng: np.random.Generator, rest: float = 0.0
+) -> Sample:
+    limits = sample.image.shape[:2]
+    high, wide = (max(int(min(pair)), 1) for pair in zip((height, width), limits, strict=True))
+    top, left = (int(rng.integers(n)) for n in (limits[0] - high + 1, limits[1] - wide + 1))
+    return crop(sample, left, top, wide, high, rest)
+
+
+def _jitter_colour(image: Image, jitter: ColourJitter, rng: np.random.Generator) -> Image:
     """Brightness, contrast, saturation and channel gain as one affine map of the colours."""
-    saturation = rng.uniform(0.7, 1.3)
-    gain = rng.uniform(0.92, 1.08, 3) * rng.uniform(0.8, 1.2)
-    grey = np.full((3, 3), 1 / 3)
-    matrix = (saturation * np.eye(3) + (1 - saturation) * grey) * gain[:, None]
-    middle = 127.5
-    shift = middle - matrix.sum(axis=1) * middle + rng.uniform(-20, 20)
+    saturation = 1 + jitter.saturation * rng.uniform(-1, 1)
+    gain = 1 + jitter.channel_gain * rng.uniform(-1, 1, 3)
+    gain *= 1 + jitter.contrast * rng.uniform(-1, 1)
+    matrix = (saturation * np.eye(3) + (1 - saturation) / 3) * gain[:, None]
+    shift = 127.5 * (1 - matrix.sum(axis=1)) + 255 * jitter.brightness * rng.uniform(-1, 1)
     affine = np.concatenate([matrix, shift[:, None]], axis=1).astype(np.float32)
     coloured: Image = cv2.transform(image, affine)  # saturates at 0 and 255
     return coloured

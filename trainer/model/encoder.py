@@ -47,20 +47,35 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
         self.scale2 = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor, windows: int) -> Tensor:
-        """x: (B * windows, T, C). With windows > 1 those of an image attend together."""
+    def forward(self, x: Tensor, windows: int, drop: float) -> Tensor:
+        """x: (B * windows, T, C). With windows > 1 those of an image attend together.
+
+        drop: probability that a row of x skips a branch (stochastic depth, Huang et al. 2016).
+        """
         tokens, width = int(x.shape[1]), int(x.shape[2])
         joined = self.norm1(x).reshape(-1, windows * tokens, width)
-        x = x + self.scale1 * self.attention(joined).reshape(-1, tokens, width)
-        return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        attended = self.scale1 * self.attention(joined).reshape(-1, tokens, width)
+        x = x + _drop_rows(attended, drop)
+        return x + _drop_rows(self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x)))), drop)
+
+
+def _drop_rows(branch: Tensor, drop: float) -> Tensor:
+    if not drop:
+        return branch
+    kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= drop
+    return branch * kept.to(branch.dtype) / (1 - drop)
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) to four maps (B, width, H / patch, W / patch)."""
+    """Images (B, 3, H, W) to four maps (B, width, H / patch, W / patch).
+
+    drop_path: in training, how likely the last block's branches are skipped; earlier ones less.
+    """
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         width = variant.encoder.width
+        self.drop_path = 0.0
         self.patch_size = variant.patch_size
         self.windows = variant.windows
         self.taps = variant.taps
@@ -82,7 +97,8 @@ class Encoder(nn.Module):
         maps = [x] if 0 in self.taps else []
         # What comes after the last tap is not used by anything.
         for index, block in enumerate(self.blocks[: self.taps[-1]]):
-            x = block(x, per_image if index in self.taps else 1)
+            drop = self.drop_path * index / (len(self.blocks) - 1) if self.training else 0.0
+            x = block(x, per_image if index in self.taps else 1, drop)
             if index + 1 in self.taps:
                 maps.append(x)
         return [self._to_map(self.norm(tokens), rows, columns) for tokens in maps]
