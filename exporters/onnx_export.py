@@ -6,6 +6,7 @@ unbounded, and `labels` (B, Q, C), raw logits: the names and the order the field
 
 import copy
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 import rfdetr_edge
 from exporters.onnx_graph import BATCH_AXIS, add_notes, finish, replace_metadata
 from exporters.torch_reference import TorchSession
-from exporters.verify import Comparison, compare
+from exporters.verify import Comparison, compare, gate_images
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.errors import ArtifactError, InputError
-from rfdetr_edge.files import replacing
+from rfdetr_edge.files import make_folder, replacing
 from rfdetr_edge.metadata import InputSpec, ModelMetadata, Provenance
 from rfdetr_edge.variants import Variant
 from trainer.checkpoint import Checkpoint
@@ -87,6 +88,27 @@ def export_onnx(
         passed = replace(metadata.provenance, verification="passed")
         replace_metadata(temporary, replace(metadata, provenance=passed))
     return comparison
+
+
+def export_into(
+    stem: Path,
+    checkpoint: Checkpoint,
+    options: OnnxOptions,
+    images: str | os.PathLike[str] | None,
+    backbone_only: bool,
+) -> tuple[Path, str]:
+    """Writes `<stem>.onnx`, or `<stem>-backbone.onnx`, and says what the comparison saw.
+
+    images: an image or a folder of them, None for the embedded photos. The stem's folder is made.
+    Errors as above.
+    """
+    folder = make_folder(stem.parent)
+    if backbone_only:
+        path = folder / f"{stem.name}-backbone.onnx"
+        return path, export_backbone(checkpoint, path, options)
+    path, given = folder / f"{stem.name}.onnx", None if images is None else Path(images)
+    chosen = [given] if given is not None and given.is_file() else gate_images(given)
+    return path, str(export_onnx(checkpoint, path, options, images=chosen))
 
 
 class _ExportForm(nn.Module):

@@ -4,7 +4,6 @@ Upstream documents many more settings (training.md section 12). Those that are c
 accepted at their value only, so that existing calls work and no call is silently ignored.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,7 +20,8 @@ from pydantic import (
 
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.variants import VARIANTS, Variant
-from trainer.data.augmentation import Augmentation, read_augmentation
+from rfdetr_edge.yaml_file import read_yaml
+from trainer.data.augmentation import Augmentation, advice, read_augmentation
 
 T = TypeVar("T")
 
@@ -29,54 +29,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
-# Where, or why, the value of a documented name is fixed -> the names and their only values.
-_FIXED: Mapping[str, Mapping[str, Any]] = {
-    "trainer/data/module.py": {
-        **dict.fromkeys(("eval_batch_size", "pad_targets_to", "pin_memory")),
-        **dict.fromkeys(("persistent_workers", "prefetch_factor")),
-        "pack_targets": True,
-    },
-    "trainer/auto_batch.py": {
-        "auto_batch_max_targets_per_image": 100,
-        "auto_batch_ema_headroom": 0.7,
-    },
-    "trainer/ema.py": {"ema_update_interval": 1},
-    "trainer/callbacks.py": {
-        **dict.fromkeys(("eval_base_model", "early_stopping_use_ema", "dont_save_weights"), False),
-        **dict.fromkeys(("eval_ema_only", "fp16_eval"), False),  # deprecated upstream
-        "smooth_alpha": 0.0,
-        "log_per_class_metrics": False,  # they are always logged
-    },
-    "WEIGHTS in trainer/losses.py": {"cls_loss_coef": 1.0},
-    "rfdetr_edge/preprocess.py": {"square_resize_div_64": True},
-    "rfdetr_edge/evaluation.py": {"eval_backend": "vernier"},  # pycocotools: the same metrics
-    "trainer/data/transforms.py": {"augmentation_backend": "cpu"},
-    "trainer/optim.py": {
-        "optimizer": "adamw",
-        "optimizer_kwargs": {},
-        "lr_scheduler_interval": "step",
-        "lr_scheduler_monitor": "val/loss",
-    },
-    "trainer/module.py": {
-        **dict.fromkeys(("train_log_sync_dist", "train_log_on_step"), False),
-        **dict.fromkeys(("compact_train_metrics", "compute_test_loss"), True),
-        "compute_train_metrics": False,
-        "compute_val_loss": "auto",
-    },
-    "trainer/fit.py": {"num_sanity_val_steps": 0},
-    "no network here has a batch norm": {"sync_bn": False},
-    "masks and keypoints are not trained yet": {
-        "eval_masks_head_resolution": False,
-        "keypoint_flip_pairs": [],
-        "keypoint_oks_sigmas": None,
-        **{f"keypoint_{part}_loss_coef": 0 for part in ("l1", "findable", "visible", "nll")},
-    },
-    "other loggers: trainer.fit.fit(..., loggers=[...])": {
-        **dict.fromkeys(("wandb", "mlflow", "clearml"), False),
-        **dict.fromkeys(("project", "run")),
-    },
+# Documented name -> its only value, and where, or why, it is fixed.
+_CONSTANTS = {
+    name: (value, home)
+    for home, values in read_yaml(Path(__file__).with_name("fixed_settings.yaml")).items()
+    for name, value in values.items()
 }
-_CONSTANTS = {name: (value, home) for home, row in _FIXED.items() for name, value in row.items()}
 
 
 class _Settings(BaseModel):
@@ -94,9 +52,8 @@ class _Settings(BaseModel):
             if name in cls.model_fields:
                 kept[name] = value
             elif name not in constants:
-                near = difflib.get_close_matches(name, [*cls.model_fields, *constants], n=3)
-                advice = f"did you mean {' or '.join(near)}?" if near else "see its documentation"
-                raise ValueError(f"{cls.__name__} has no setting {name!r}; {advice}")
+                hint = advice(name, [*cls.model_fields, *constants])
+                raise ValueError(f"{cls.__name__} has no setting {name!r}; {hint}")
             elif value != constants[name][0]:
                 fixed, home = constants[name]
                 raise ValueError(

@@ -44,9 +44,8 @@ _NOISE = (
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """network: in evaluation mode on the CPU, with the weights of the end of the run (averaged
-    ones with use_ema); best: the checkpoint of the best validated ones; test: metrics of the test
-    split, when asked for.
+    """network: the last weights, averaged with use_ema, on the CPU. best: the best checkpoint.
+    test: metrics of the test split, when asked for.
     """
 
     network: RFDETR
@@ -96,6 +95,11 @@ def fit(
     average = WeightAverage(config.ema_decay, config.ema_tau) if config.use_ema else None
     best = BestWeights(dataset, model, config)
     trainer = _trainer(config, [best, *([average] if average else []), *callbacks], loggers)
+    if len(dataset.valid.images) < trainer.world_size:
+        raise InputError(
+            f"each of {trainer.world_size} processes needs an image of the valid split, and "
+            f"{config.dataset_dir} has {len(dataset.valid.images)}; use fewer devices"
+        )
     module = DetectionModule(network, model, config, dataset.classes)
     with _plain_errors(), naming(config.output_dir):
         if trainer.is_global_zero:

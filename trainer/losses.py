@@ -72,17 +72,25 @@ def detection_losses(
     divisor. num_boxes: targets to divide by; if not given, the mean over all processes of those in
     `targets`, for which every process must call. Losses are computed in float32 whatever precision
     the network ran in.
+
+    Beside them, to watch and not to minimise: class_error, the percentage of the last layer's
+    matched queries whose best class is wrong (100 without targets), and cardinality_error of each
+    layer, how far the queries with a confidence above 0.5 are from the targets in number.
     """
     if num_boxes is None:
         count = float(sum(len(target.labels) for target in targets))
         num_boxes = mean_over_ranks(count, output.final.logits.device)
     divisor = max(num_boxes * (1 if sum_groups else groups), 1.0)
-    losses = {}
-    for suffix, prediction in _by_suffix(output).items():
+    losses: dict[str, Tensor] = {}
+    earlier = {f"_{index}": layer for index, layer in enumerate(output.layers[:-1])}
+    for suffix, prediction in {"": output.final, **earlier, "_enc": output.proposals}.items():
         prediction = Prediction(prediction.boxes.float(), prediction.logits.float())
         matches = match(prediction, targets, groups)
-        for name, value in _layer_losses(prediction, targets, matches, class_loss).items():
-            losses[name + suffix] = value / divisor
+        values = _layer_losses(prediction, targets, matches, class_loss)
+        losses |= {name + suffix: value / divisor for name, value in values.items()}
+        class_error, cardinality_error = _errors(prediction.logits.detach(), targets, matches)
+        losses |= {"class_error": class_error} if not suffix else {}
+        losses[f"cardinality_error{suffix}"] = cardinality_error
     return losses
 
 
@@ -93,24 +101,6 @@ def mean_over_ranks(count: float, device: torch.device) -> float:
     total = torch.tensor(count, device=device)
     distributed.all_reduce(total)
     return float(total) / float(distributed.get_world_size())
-
-
-@torch.no_grad()
-def logged_errors(output: ModelOutput, targets: Sequence[Target], groups: int) -> dict[str, Tensor]:
-    """Figures to watch, not to minimise.
-
-    class_error: percentage of the last layer's matched queries whose best class is wrong; 100
-    without targets. cardinality_error with each layer's suffix: how far the number of queries with
-    any confidence above 0.5 is from the number of targets, as the mean over images.
-    """
-    counts = torch.tensor([len(t.labels) for t in targets], device=output.final.logits.device)
-    errors = {
-        f"cardinality_error{suffix}": ((logits > 0).any(-1).sum(1) - counts).abs().float().mean()
-        for suffix, (_, logits) in _by_suffix(output).items()
-    }
-    rows = zip(output.final.logits, targets, match(output.final, targets, groups), strict=True)
-    right = torch.cat([row[m.query].argmax(-1) == t.labels[m.target] for row, t, m in rows])
-    return {"class_error": 100 - 100 * right.sum() / max(len(right), 1), **errors}
 
 
 def total_loss(losses: dict[str, Tensor]) -> Tensor:
@@ -124,9 +114,14 @@ def total_loss(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def _by_suffix(output: ModelOutput) -> dict[str, Prediction]:
-    earlier = {f"_{index}": layer for index, layer in enumerate(output.layers[:-1])}
-    return {"": output.final, **earlier, "_enc": output.proposals}
+def _errors(
+    logits: Tensor, targets: Sequence[Target], matches: Sequence[Match]
+) -> tuple[Tensor, Tensor]:
+    counts = torch.tensor([len(target.labels) for target in targets], device=logits.device)
+    rows = zip(logits, targets, matches, strict=True)
+    right = torch.cat([row[m.query].argmax(-1) == t.labels[m.target] for row, t, m in rows])
+    cardinality_error = ((logits > 0).any(-1).sum(1) - counts).abs().float().mean()
+    return 100 - 100 * right.sum() / max(len(right), 1), cardinality_error
 
 
 def _layer_losses(

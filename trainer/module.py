@@ -12,7 +12,7 @@ from rfdetr_edge.postprocess import postprocess
 from trainer.checkpoint import describe
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data.module import Batch
-from trainer.losses import detection_losses, logged_errors, total_loss
+from trainer.losses import detection_losses, total_loss
 from trainer.model.rfdetr import RFDETR
 from trainer.optim import build_optimizer, build_schedule
 
@@ -64,9 +64,8 @@ class DetectionModule(pl.LightningModule):
             groups = self.network.variant.groups
             losses = detection_losses(output, batch.targets, groups=groups)
             loss = total_loss(losses)
-            watched = {**losses, **logged_errors(output, batch.targets, groups)}
         options = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        parts = {f"train/{name}": watched[name] for name in _LOGGED}
+        parts = {f"train/{name}": losses[name] for name in _LOGGED}
         self.log_dict({"train/loss": loss, **parts}, batch_size=len(batch.targets), **options)
         self.log("loss", loss, prog_bar=True, logger=False)  # of this batch, for the progress bar
         return loss
@@ -91,9 +90,7 @@ class DetectionModule(pl.LightningModule):
         by_image = dict(zip(image_ids, found, strict=True))
         return Evaluated(by_image, float(total_loss(losses)), count)
 
-    def test_step(self, batch: Batch, batch_index: int) -> Evaluated:
-        """As in validation."""
-        return self.validation_step(batch, batch_index)
+    test_step = validation_step
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a schedule stepped after every optimizer step."""

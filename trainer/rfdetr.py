@@ -5,7 +5,6 @@ A method checks and translates its arguments and calls the module that does the 
 
 import copy
 import errno
-import operator
 import os
 import warnings
 from dataclasses import replace
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 
 from rfdetr_edge.classes import ClassTable, coco_classes, named_classes
 from rfdetr_edge.errors import InputError
-from rfdetr_edge.files import make_folder
 from rfdetr_edge.pretrained import ensure_weights
 from rfdetr_edge.variants import VARIANTS
 from trainer import inference
@@ -192,15 +190,12 @@ class RFDETR:
         Raises InputError (a ValueError), ArtifactError when the artifact differs from the model.
         """
         # the one way back up the layers (pyproject.toml, import contracts)
-        from exporters.onnx_export import OnnxOptions, export_backbone, export_onnx  # noqa: PLC0415
-        from exporters.verify import gate_images  # noqa: PLC0415
+        from exporters.onnx_export import OnnxOptions, export_into  # noqa: PLC0415
 
         if format != "onnx":
             raise InputError(f"format {format!r} is not supported; this version exports onnx")
         if self._is_optimized_for_inference:
             raise InputError("the model is optimized; call remove_optimized_model() first")
-        folder = make_folder(Path(output_dir))
-        stem = self.size or f"rfdetr-{self.variant}"
         options = OnnxOptions(
             shape=inference.input_shape(self.model, shape, patch_size),
             batch="dynamic" if dynamic_batch else batch_size,
@@ -209,16 +204,10 @@ class RFDETR:
         )
         network = copy.deepcopy(self.model.model).cpu().eval()
         checkpoint = replace(self._checkpoint, model=network)
-        if backbone_only:
-            path = folder / f"{stem}-backbone.onnx"
-            result = export_backbone(checkpoint, path, options)
-        else:
-            path = folder / f"{stem}.onnx"
-            given = None if infer_dir is None else Path(infer_dir)
-            images = [given] if given is not None and given.is_file() else gate_images(given)
-            result = str(export_onnx(checkpoint, path, options, images=images))
+        stem = Path(output_dir) / (self.size or f"rfdetr-{self.variant}")
+        path, text = export_into(stem, checkpoint, options, infer_dir, backbone_only)
         if verbose:
-            print(f"{path}: {result}")  # noqa: T201  documented
+            print(f"{path}: {text}")  # noqa: T201  documented
         return path
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
@@ -269,16 +258,12 @@ class RFDETR:
         return None if self.model.optimized is None else self.model.optimized.dtype
 
     def _change_resolution(self, resolution: Any) -> None:
-        try:
-            resolution = 0 if isinstance(resolution, bool) else operator.index(resolution)
-        except TypeError:
-            resolution = 0
-        if resolution <= 0:
+        whole = isinstance(resolution, int | np.integer) and not isinstance(resolution, bool)
+        if not whole or resolution <= 0:
             raise InputError("resolution must be a positive integer")
         if not self.model_config.row.accepts(resolution):
             raise InputError(misfit(self.model_config.row, resolution))
-        self.model_config.resolution = resolution
-        self.model.resolution = resolution
+        self.model_config.resolution = self.model.resolution = int(resolution)
 
 
 _DEPRECATED = {

@@ -312,6 +312,9 @@ def test_a_backbone_alone(tiny_file, tmp_path):
     path = model.export(tmp_path, backbone_only=True, verbose=False, notes="half")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["features"]
+    assert {row.key: row.value for row in onnx.load(path).metadata_props} == {
+        "rfdetr_notes": "half"
+    }
     image = torch.randn(1, 3, 64, 64)
     network = model.model.model
     with torch.no_grad():

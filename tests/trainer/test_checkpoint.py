@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from fill import fill_state_dict
 
 import rfdetr_edge
-from rfdetr_edge.classes import COCO_NAMES, coco_classes, named_classes
+from rfdetr_edge.classes import COCO_NAMES, coco_classes, named_classes, with_slots
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.variants import VARIANTS
-from trainer.checkpoint import build_model, load_checkpoint, save_checkpoint, with_slots
+from trainer.checkpoint import build_model, load_checkpoint, save_checkpoint
 from trainer.checkpoint_names import from_file_names, to_file_names
 from trainer.config import TrainConfig, model_config
 from trainer.fit import fit

@@ -271,8 +271,9 @@ def test_a_file_that_no_run_can_go_on_from_is_refused(run, dataset, tmp_path):
 
 def test_checkpoints_never_pass_through_another_disk(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    fit(_network(), *_settings(dataset, tmp_path / "out", epochs=1))
+    fit(_network(), *_settings(dataset, tmp_path / "out", epochs=1, checkpoint_interval=1))
     assert _last(tmp_path / "out")["epoch"] == 0
+    assert (tmp_path / "out" / "checkpoint_0.ckpt").is_file()
     assert not list((tmp_path / "out").glob(".*"))
 
 
@@ -285,6 +286,12 @@ def test_a_machine_that_is_not_there_is_one_line(dataset, tmp_path, machine):
     with pytest.raises(InputError, match="accelerator, devices or strategy: ") as caught:
         fit(_network(), *_settings(dataset, tmp_path, **settings))
     assert "\n" not in str(caught.value)
+
+
+def test_more_processes_than_images_to_validate_are_refused(dataset, tmp_path):
+    settings = {"accelerator": "cpu", "devices": 4, "strategy": "ddp"}
+    with pytest.raises(InputError, match="each of 4 processes needs an image of the valid split"):
+        fit(_network(), *_settings(dataset, tmp_path, **settings))
 
 
 @pytest.mark.parametrize("grids", [False, True])

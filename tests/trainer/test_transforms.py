@@ -11,7 +11,7 @@ from rfdetr_edge.errors import InputError
 from rfdetr_edge.images import write_image
 from trainer.data.augmentation import PRESETS, Augmentation, read_augmentation
 from trainer.data.paste import PasteBank
-from trainer.data.transforms import Sample, augment, crop, jitter_scale, read_sample, turn
+from trainer.data.transforms import Sample, augment, crop, jitter_scale, turn
 
 MARK = np.array([250, 10, 10], np.uint8)
 
@@ -189,15 +189,6 @@ def test_a_small_image_survives_every_window():
     for _ in range(30):
         found = augment(jitter_scale(tiny, rng), read_augmentation("AGGRESSIVE"), rng)
         assert min(found.image.shape) >= 1
-
-
-def test_a_photo_of_another_size_than_annotated_is_refused(tmp_path):
-    write_image(tmp_path / "photo.png", np.zeros((48, 64, 3), np.uint8))
-    labelled = LabelledImage(
-        tmp_path / "photo.png", 1, (64, 48), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    )
-    with pytest.raises(InputError, match="64x48 pixels, but its annotations say 48x64"):
-        read_sample(labelled)
 
 
 def _written(folder: Path, samples: Sequence[Sample]) -> list[LabelledImage]:

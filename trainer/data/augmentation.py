@@ -6,11 +6,13 @@ preset; {} is nothing, and None is `DEFAULT`. `trainer/data/transforms.py` carri
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from rfdetr_edge.errors import InputError
+from rfdetr_edge.yaml_file import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Sigma = Annotated[float, Field(gt=0, le=100, strict=True)]
@@ -68,39 +70,7 @@ class Augmentation(BaseModel, extra="forbid", frozen=True):
 
 DEFAULT = Augmentation(HorizontalFlip=Chance(p=0.5))
 
-_FLIP = {"HorizontalFlip": {"p": 0.5}}
-_ANY_TURN = {name: {"p": 0.5} for name in ("HorizontalFlip", "VerticalFlip", "Transpose")}
-# For a few hundred images; for thousands; seen from above; fixed cameras in changing light; and
-# what the embedded model was trained with.
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "CONSERVATIVE": {
-        **_FLIP,
-        "ColorJitter": {"p": 0.3, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1},
-    },
-    "AGGRESSIVE": {
-        **_FLIP,
-        "RandomScaleCrop": {"p": 0.5, "scale": (0.4, 1.0), "aspect_jitter": 0.2},
-        "GaussianBlur": {"p": 0.2, "sigma_limit": (0.5, 2.0)},
-        "ColorJitter": {"p": 0.8, "brightness": 0.2, "contrast": 0.3, "saturation": 0.4},
-    },
-    "AERIAL": {
-        **_ANY_TURN,
-        "RandomScaleCrop": {"p": 0.3, "scale": (0.6, 1.0)},
-        "ColorJitter": {"p": 0.5, "brightness": 0.15},
-    },
-    "INDUSTRIAL": {
-        **_FLIP,
-        "GaussianBlur": {"p": 0.2, "sigma_limit": (0.5, 1.5)},
-        "ColorJitter": {"p": 0.7, "brightness": 0.25, "contrast": 0.3, "saturation": 0.1},
-    },
-    "MICROSCOPY": {
-        **_ANY_TURN,
-        "CopyPaste": {"p": 0.3},
-        "RandomScaleCrop": {"p": 0.6, "scale": (0.5, 1.0), "aspect_jitter": 0.2},
-        "GaussianBlur": {"p": 0.15, "sigma_limit": (0.4, 1.5)},
-        "ColorJitter": {"p": 1, "brightness": 20 / 255, "saturation": 0.3, "channel_gain": 0.08},
-    },
-}
+PRESETS: Mapping[str, Any] = read_yaml(Path(__file__).parents[1] / "recipes/augmentations.yaml")
 
 
 def read_augmentation(value: Any) -> Augmentation:
@@ -110,7 +80,7 @@ def read_augmentation(value: Any) -> Augmentation:
     """
     if isinstance(value, str):
         if value not in PRESETS:
-            raise InputError(f"aug_config has no preset {value!r}; {_advice(value, PRESETS)}")
+            raise InputError(f"aug_config has no preset {value!r}; {advice(value, PRESETS)}")
         value = PRESETS[value]
     if not isinstance(value, Mapping | Augmentation):
         raise InputError(f"aug_config must be a preset or map transforms to values, not {value!r}")
@@ -123,9 +93,10 @@ def read_augmentation(value: Any) -> Augmentation:
     if fault["type"] != "extra_forbidden":
         raise InputError(f"aug_config {place}: {fault['msg']}; it is {fault['input']!r}")
     owner = type(Augmentation.model_fields[path[0]].default) if path else Augmentation
-    raise InputError(f"aug_config has no {place}; {_advice(last, owner.model_fields)}")
+    raise InputError(f"aug_config has no {place}; {advice(last, owner.model_fields)}")
 
 
-def _advice(name: str, known: Iterable[str]) -> str:
+def advice(name: str, known: Iterable[str]) -> str:
+    """What to write instead of an unknown name."""
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(known)}"

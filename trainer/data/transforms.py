@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rfdetr_edge.datasets import LabelledImage
-from rfdetr_edge.errors import InputError
 from rfdetr_edge.images import read_image
 from trainer.data.augmentation import Augmentation, ColourJitter, ScaleCrop
 
@@ -32,15 +31,8 @@ class Sample:
 
 
 def read_sample(labelled: LabelledImage) -> Sample:
-    """An image with its boxes. Raises InputError when its size is not as annotated."""
-    image = read_image(labelled.path, upright=False)
-    if image.shape[:2] != labelled.source_size:
-        height, width = labelled.source_size
-        raise InputError(
-            f"{labelled.path} is {image.shape[1]}x{image.shape[0]} pixels, but its annotations say "
-            f"{width}x{height}: its boxes belong to another picture"
-        )
-    return Sample(image, labelled.boxes, labelled.labels)
+    """An image with its boxes. Raises InputError when it cannot be decoded."""
+    return Sample(read_image(labelled.path, upright=False), labelled.boxes, labelled.labels)
 
 
 def augment(sample: Sample, augmentation: Augmentation, rng: np.random.Generator) -> Sample:
