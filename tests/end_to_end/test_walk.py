@@ -10,6 +10,7 @@ import pytest
 from checkpoints import save_filled
 from processes import run_cli
 
+import trainer
 from rfdetr_edge.demo import photo_paths
 
 ANNOTATIONS = Path(__file__).parent.parent / "photos.coco.json"
@@ -35,8 +36,11 @@ def _run(*arguments) -> subprocess.CompletedProcess[str]:
 
 def test_from_photos_to_detections(dataset, tmp_path):
     run = tmp_path / "run"
+    recipe = Path(trainer.__file__).parent / "recipes" / "tiny.yaml"
     options = "--epochs 2 --resolution 96 --batch-size 3 --num-workers 0 --eval-interval 2"
-    trained = _run("train", "--dataset", dataset, "--output", run, *options.split())
+    options += " --set warm_resolution=64 --set amp_dtype=null"
+    given = ("--config", recipe, "--dataset", dataset, "--output", run, *options.split())
+    trained = _run("train", *given)
     checkpoint = Path(trained.stdout.splitlines()[-1])
     assert checkpoint == run / "checkpoint_best_total.pth"
 
@@ -63,7 +67,8 @@ def test_from_photos_to_detections(dataset, tmp_path):
 
 
 def test_training_settings_that_cannot_be_used_are_named(dataset, tmp_path):
-    done = run_cli("train", "--dataset", dataset, "--resolution", 100, stdout=subprocess.PIPE)
+    options = ("--model", "tiny", "--dataset", dataset, "--resolution", 100)
+    done = run_cli("train", *options, stdout=subprocess.PIPE)
     assert done.returncode == 2
     assert "the nearest are 96 and 128" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,20 @@ def test_published_weights_that_are_nowhere_say_what_to_put_where(tmp_path, monk
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"rf-detr-nano\.pth"):
         RFDETRNano()
+
+
+def test_a_bare_name_is_looked_for_in_the_cache(tiny_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("RF_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    kept = shutil.copy(tiny_file, tmp_path / "cache" / "mine.pth")
+    model = RFDETRTiny(pretrain_weights="mine.pth")
+    assert (model.model_config.pretrain_weights, model.class_names) == (str(kept), NAMES)
+    model.maybe_download_pretrain_weights()
+    assert model.model_config.pretrain_weights == str(kept)
+    unset = RFDETRTiny()
+    unset.maybe_download_pretrain_weights()
+    assert unset.model_config.pretrain_weights is None
 
 
 def test_training_takes_over_classes_resolution_and_weights(trained):
