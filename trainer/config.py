@@ -64,7 +64,7 @@ class _Settings(BaseModel):
 
     @classmethod
     def _constants(cls, values: Mapping[str, Any]) -> Mapping[str, tuple[Any, str]]:
-        raise NotImplementedError
+        return {}
 
 
 class ModelConfig(_Settings):
