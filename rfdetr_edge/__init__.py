@@ -20,6 +20,8 @@ from rfdetr_edge.errors import (
     RFDETREdgeError,
 )
 from rfdetr_edge.images import Url
+from rfdetr_edge.keypoint_schema import ClassKeypoints, KeypointSchema
+from rfdetr_edge.masks import Masks
 from rfdetr_edge.metadata import ModelMetadata
 
 __version__ = "0.1.0"
@@ -28,10 +30,13 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "BackendUnavailable",
+    "ClassKeypoints",
     "ClassTable",
     "Detections",
     "Detector",
     "InputError",
+    "KeypointSchema",
+    "Masks",
     "MetadataError",
     "ModelMetadata",
     "RFDETREdgeError",

@@ -1,6 +1,6 @@
 """COCO annotation files: reading one, and naming everything that is wrong with it by its line.
 
-Knows nothing of what the annotations are for, and does not look at the images.
+Does not look at the images. Masks and keypoints are checked in full for a task that needs them.
 """
 
 import functools
@@ -9,18 +9,28 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from rfdetr_edge.annotation_shapes import (
+    category_misfit,
+    count_misfit,
+    is_coordinate,
+    keypoints_misfit,
+    mark_misfit,
+    marked,
+    mask_misfit,
+    size_misfit,
+)
 from rfdetr_edge.errors import InputError
+from rfdetr_edge.variants import Task
 
 _FIELDS: Mapping[str, Mapping[str, type]] = {
     "images": {"id": int, "file_name": str},
     "categories": {"id": int, "name": str},
     "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
 }
-_LARGEST = 1e9  # far over any coordinate in pixels, far under what float arithmetic overflows at
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +56,9 @@ class AnnotationFile:
     """What an annotation file holds, and what is wrong with it.
 
     folder: what its file names refer to. document: the COCO document, sound entries only, `area`
-    and `iscrowd` filled in where the file leaves them out. place: the file and line of an entry of
-    the document.
+    and `iscrowd` filled in where the file leaves them out, as are `keypoints` (none labelled) and
+    `num_keypoints` where the category has points. place: the file and line of an entry of the
+    document.
     """
 
     path: Path
@@ -73,12 +84,12 @@ class _Problem(NamedTuple):
     fatal: bool
 
 
-def read_annotations(path: Path) -> dict[str, Any]:
-    """A COCO annotation file; `area` and `iscrowd` are filled in where a file leaves them out.
+def read_annotations(path: Path, task: Task = "detection") -> dict[str, Any]:
+    """The document of a COCO annotation file, completed as in `AnnotationFile`.
 
     Raises InputError that names the first thing that is missing or malformed, and its line.
     """
-    file = scan_annotations(path)
+    file = for_task(scan_annotations(path), task)
     for fault in file.faults:
         if fault.fatal:
             raise InputError(str(fault))
@@ -159,7 +170,7 @@ def _problems(document: Mapping[str, Any]) -> Iterator[_Problem]:
                 yield _Problem(section, index, message, fatal=True)
                 continue
             taken.add(entry["id"])
-            if section == "annotations" and (message := _count_misfit(entry)) is not None:
+            if section == "annotations" and (message := count_misfit(entry)) is not None:
                 yield _Problem(section, index, message, fatal=False)
 
 
@@ -189,34 +200,7 @@ def _annotation_misfit(
         return f"{name} needs an area that is a number, or none, not {reprlib.repr(area)}"
     if entry.get("iscrowd", 0) not in (0, 1):
         return f"{name} needs an iscrowd of 0 or 1, or none, not {reprlib.repr(entry['iscrowd'])}"
-    points = entry.get("keypoints") or []
-    names = listed["categories"][entry["category_id"]].get("keypoints") or []
-    if points and (not isinstance(points, list) or not isinstance(names, list)):
-        return f"keypoints of {name} and of its category must be lists"
-    if points and len(points) != 3 * len(names):
-        return (
-            f"{name} has {len(points)} keypoint numbers; its category names {len(names)} "
-            f"keypoints, which need {3 * len(names)}"
-        )
-    if not all(map(is_coordinate, points)):
-        return f"keypoints of {name} must be numbers, not {reprlib.repr(points)}"
-    return None
-
-
-def _count_misfit(entry: Mapping[str, Any]) -> str | None:
-    counted = _visible(entry)
-    if counted is None or entry.get("num_keypoints", counted) == counted:
-        return None
-    return (
-        f"annotation {entry['id']} says num_keypoints {entry['num_keypoints']} but marks {counted} "
-        "as visible or hidden: taken as counted"
-    )
-
-
-def _visible(entry: Mapping[str, Any]) -> int | None:
-    """How many keypoints are marked, None without any keypoints."""
-    points = entry.get("keypoints")
-    return sum(mark > 0 for mark in points[2::3]) if points else None
+    return keypoints_misfit(entry, listed["categories"][entry["category_id"]])
 
 
 def _sound(document: dict[str, Any], problems: list[_Problem]) -> dict[str, Any]:
@@ -228,17 +212,35 @@ def _sound(document: dict[str, Any], problems: list[_Problem]) -> dict[str, Any]
         ]
         for section in _FIELDS
     }
+    points = {row["id"]: row.get("keypoints") for row in kept["categories"]}
     for entry in kept["annotations"]:
         entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
         entry.setdefault("iscrowd", 0)
-        if "num_keypoints" in entry and (counted := _visible(entry)) is not None:
-            entry["num_keypoints"] = counted
+        names = points.get(entry["category_id"])
+        if isinstance(names, list) and names:
+            entry["keypoints"] = entry.get("keypoints") or [0] * 3 * len(names)
+            entry["num_keypoints"] = marked(entry)
     return {**document, **kept}
 
 
-def is_coordinate(value: object) -> bool:
-    """Whether a value read from a file is a finite number that can be one in pixels."""
-    return type(value) in (int, float) and abs(cast(float, value)) < _LARGEST
+def for_task(file: AnnotationFile, task: Task) -> AnnotationFile:
+    """With the faults of the masks or keypoints of a file, where the task needs them."""
+    sized = {row["id"]: row for row in file.document["images"] if size_misfit(row) is None}
+    checks: Mapping[Task, Mapping[str, Callable[[Mapping[str, Any]], str | None]]] = {
+        "detection": {},
+        "segmentation": {
+            "images": size_misfit,
+            "annotations": lambda row: mask_misfit(row, sized.get(row["image_id"])),
+        },
+        "keypoint": {"categories": category_misfit, "annotations": mark_misfit},
+    }
+    found = (
+        (entry, misfit(entry))
+        for section, misfit in checks[task].items()
+        for entry in file.document[section]
+    )
+    faults = (file.fault(entry, message) for entry, message in found if message is not None)
+    return replace(file, faults=(*file.faults, *faults))
 
 
 def _entry_lines(text: str) -> dict[str, list[int]]:

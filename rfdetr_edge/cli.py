@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import get_args
 
 import rfdetr_edge
 from rfdetr_edge import demo, report
@@ -42,6 +43,7 @@ from rfdetr_edge.sinks import (
     json_stream,
 )
 from rfdetr_edge.sources import Frame, ImageSource, Source, open_sources, total_length
+from rfdetr_edge.variants import Task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,7 +175,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "else 1, 2, ... in order",
     )
     parser.add_argument(
-        "--save", type=Path, metavar="DIR", help="photos and videos with boxes drawn on"
+        "--save", type=Path, metavar="DIR", help="photos and videos with the results drawn on"
     )
     parser.add_argument("--allow-urls", action="store_true", help="fetch photos from http(s)")
     _add_model_options(parser)
@@ -239,18 +241,13 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from rfdetr_edge import evaluation  # needs the eval extra
 
-    document = read_annotations(arguments.annotations)
     images = _existing(arguments.images)
-    with (
-        _open_detector(_existing(arguments.model), arguments) as detector,
-        Progress("images", len(document["images"])) as progress,
-    ):
-        detections = evaluation.detect_annotated(
-            detector, arguments.annotations, images, progress.advance
-        )
-    result = evaluation.average_precision(arguments.annotations, detections)
+    with _open_detector(_existing(arguments.model), arguments) as detector:
+        document = read_annotations(arguments.annotations, detector.metadata.task)
+        with Progress("images", len(document["images"])) as progress:
+            found = evaluation.detect_annotated(detector, document, images, progress.advance)
     show = report.precision_json if arguments.json else report.precision_table
-    print(show(result, best_threshold(document, detections)))
+    print(show(evaluation.every_precision(document, found), best_threshold(document, found)))
     return 0
 
 
@@ -279,6 +276,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "--task",
+        choices=get_args(Task),
+        help="one of the embedded models (default: all of them)",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("output/demo"),
@@ -288,11 +290,14 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    sources = [ImageSource(path) for path in demo.photo_paths()]
-    with Detector(demo.model_path()) as detector, ExitStack() as stack:
-        save = stack.enter_context(annotated(arguments.output, [source.name for source in sources]))
-        progress = stack.enter_context(Progress("photos", len(sources), shown=False))
-        detect(sources, detector, [_print_frame, save], threshold=0.5, progress=progress)
+    tasks: tuple[Task, ...] = (arguments.task,) if arguments.task else get_args(Task)
+    for task in tasks:
+        folder = arguments.output / task
+        sources = [ImageSource(path) for path in demo.photo_paths(task)]
+        with Detector(demo.model_path(task)) as detector, ExitStack() as stack:
+            save = stack.enter_context(annotated(folder, [source.name for source in sources]))
+            progress = stack.enter_context(Progress("photos", len(sources), shown=False))
+            detect(sources, detector, [_print_frame, save], threshold=0.5, progress=progress)
     print(f"annotated photos: {arguments.output}")
     return 0
 
@@ -302,5 +307,5 @@ COMMANDS = (
     Command("evaluate", "average precision on a COCO data set", _add_evaluate, _evaluate),
     Command("info", "what an artifact says about itself", _add_info, _info),
     Command("doctor", "what is wrong with this installation", _add_nothing, _doctor),
-    Command("demo", "the embedded model on the embedded photos", _add_demo, _demo),
+    Command("demo", "the embedded models on the embedded photos", _add_demo, _demo),
 )

@@ -15,7 +15,7 @@ from rfdetr_edge.detections import Detections
 from rfdetr_edge.errors import BackendError, InputError, RFDETREdgeError
 from rfdetr_edge.images import ImageInput, PilImage, Url, image_files, load_image
 from rfdetr_edge.metadata import ModelMetadata
-from rfdetr_edge.postprocess import postprocess
+from rfdetr_edge.postprocess import RawOutputs, postprocess
 from rfdetr_edge.preprocess import check_image, preprocess_batch
 
 _DYNAMIC_BATCH = 8  # more images a run gain little on the devices meant here and cost memory
@@ -198,25 +198,24 @@ class Detector:
         missing = (self.batch_size or len(images)) - len(images)
         if missing:
             tensor = np.concatenate([tensor, np.zeros((missing, *tensor.shape[1:]), np.float32)])
-        dets, labels = self._run(tensor)
+        outputs = self._run(tensor)
         return postprocess(
-            dets[: len(images)],
-            labels[: len(images)],
+            outputs.of(slice(len(images))),
             source_sizes=[image.shape[:2] for image in images],
             classes=self.metadata.classes,
             num_select=self.metadata.num_select,
             threshold=threshold,
+            schema=self.metadata.keypoints,
         )
 
-    def _run(self, tensor: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-        outputs = self._session.run({self._binding.input_name: tensor})
-        dets, labels = outputs[self._binding.dets_name], outputs[self._binding.labels_name]
-        if not np.isfinite(dets).all() or np.isnan(labels).any():
+    def _run(self, tensor: NDArray[np.float32]) -> RawOutputs:
+        outputs = self._binding.raw_outputs(self._session.run({self._binding.input_name: tensor}))
+        if not outputs.are_numbers():
             raise BackendError(
                 f"the artifact gave NaN or infinity on {self.provider}: it is broken, or its "
                 "precision too low for this device; export it again and verify it there"
             )
-        return dets, labels
+        return outputs
 
 
 def _is_folder(path: str | os.PathLike[str]) -> bool:

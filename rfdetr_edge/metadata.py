@@ -11,15 +11,25 @@ The exporters write it, the runtime reads it and never guesses from shapes. In O
      "num_select": 100,
      "provenance": {"checkpoint_sha256": "...", "tool": "rfdetr-edge 0.1.0",
                     "verification": "passed", "notes": null}}
+
+The task "segmentation" adds the pixels of the input for one cell of a mask, the task "keypoint"
+the points of each class slot from 0:
+
+     "mask_stride": 4
+     "keypoints": {"trace_alpha": 0.2,
+                   "classes": [{"names": ["left_end", "right_end"], "skeleton": [[0, 1]],
+                                "sigmas": [0.05, 0.05], "flip_pairs": [[0, 1]]}, ...]}
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from rfdetr_edge.classes import LAYOUTS, ClassTable, Layout
-from rfdetr_edge.errors import MetadataError
+from rfdetr_edge.errors import InputError, MetadataError
+from rfdetr_edge.keypoint_schema import KeypointSchema, parse_schema
+from rfdetr_edge.variants import Task
 
 SCHEMA = 1
 METADATA_KEY = "rfdetr_edge"
@@ -61,19 +71,50 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """The whole document. `num_select` pairs of query and class survive before the threshold."""
+    """The whole document.
 
-    task: Literal["detection"]
+    num_select: pairs of query and class that survive before the threshold.
+    mask_stride: of segmentation, pixels of the input for one cell of a mask; None otherwise.
+    keypoints: of the keypoint task, the points of each class; None otherwise.
+    Raises MetadataError when the task lacks one of these two, or has one that it must not have,
+    and for keypoints of more classes than there are slots.
+    """
+
+    task: Task
     variant: str
     precision: Literal["fp32"]
     input: InputSpec
     classes: ClassTable
     num_select: int
     provenance: Provenance
+    mask_stride: int | None = None
+    keypoints: KeypointSchema | None = None
+
+    def __post_init__(self) -> None:
+        for field, given, owner in (
+            ("mask_stride", self.mask_stride is not None, "segmentation"),
+            ("keypoints", self.keypoints is not None, "keypoint"),
+        ):
+            if given != (self.task == owner):
+                wrong = "has no place in" if given else "is missing in"
+                raise MetadataError(
+                    f"metadata field {field!r} {wrong} an artifact of the task {self.task}; "
+                    "export it again"
+                )
+        if self.keypoints is not None and len(self.keypoints.classes) > len(self.classes):
+            raise MetadataError(
+                f"metadata field 'keypoints' lists {len(self.keypoints.classes)} classes, but "
+                f"there are {len(self.classes)} class slots; export the artifact again"
+            )
 
     def to_json(self) -> str:
         """The document as JSON text."""
         table = zip(self.classes.names, self.classes.category_ids, strict=True)
+        extra: dict[str, Any] = {}
+        if self.mask_stride is not None:
+            extra["mask_stride"] = self.mask_stride
+        if self.keypoints is not None:
+            extra["keypoints"] = self.keypoints.to_dict()
         return json.dumps(
             {
                 "schema": SCHEMA,
@@ -96,6 +137,7 @@ class ModelMetadata:
                     ],
                 },
                 "num_select": self.num_select,
+                **extra,
                 "provenance": {
                     "checkpoint_sha256": self.provenance.checkpoint_sha256,
                     "tool": self.provenance.tool,
@@ -131,7 +173,7 @@ def parse_metadata(text: str) -> ModelMetadata:
     classes = _field(document, "classes", dict)
     provenance = _field(document, "provenance", dict)
     return ModelMetadata(
-        task=_choice(document, "task", ("detection",)),
+        task=_choice(document, "task", get_args(Task)),
         variant=_field(document, "variant", str),
         precision=_choice(document, "precision", ("fp32",)),
         input=_input_spec(source),
@@ -143,6 +185,8 @@ def parse_metadata(text: str) -> ModelMetadata:
             verification=_choice(provenance, "verification", ("passed", "skipped")),
             notes=provenance.get("notes"),
         ),
+        mask_stride=_positive(document, "mask_stride") if "mask_stride" in document else None,
+        keypoints=_keypoints(document["keypoints"]) if "keypoints" in document else None,
     )
 
 
@@ -181,6 +225,15 @@ def _class_table(classes: Mapping[str, Any]) -> ClassTable:
     if not names:
         raise MetadataError("metadata field 'slots' is empty: a detector has at least one class")
     return ClassTable(layout, tuple(names), tuple(category_ids))
+
+
+def _keypoints(schema: Any) -> KeypointSchema:
+    try:
+        return parse_schema(schema)
+    except InputError as error:
+        raise MetadataError(
+            f"metadata field 'keypoints': {error}; export the artifact again"
+        ) from None
 
 
 def _field(source: Mapping[str, Any], name: str, kind: type) -> Any:

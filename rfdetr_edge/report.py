@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,11 @@ from rfdetr_edge.sources import Frame
 
 if TYPE_CHECKING:  # both load what most commands do without
     from rfdetr_edge.doctor import Finding
-    from rfdetr_edge.evaluation import AveragePrecision
+    from rfdetr_edge.evaluation import AveragePrecision, Kind
     from rfdetr_edge.f1 import F1Sweep
+
+_PREFIXES: Mapping["Kind", str] = {"bbox": "", "segm": "mask ", "keypoints": "keypoint "}
+_SURE = 0.5  # points of more confidence are counted
 
 
 def frame_table(frame: Frame, detections: Detections) -> str:
@@ -27,9 +30,10 @@ def frame_table(frame: Frame, detections: Detections) -> str:
     lines = [f"{frame.name}{place}  {width}x{height}  {_count(len(detections), 'detection')}"]
     names = [name or f"class {slot}" for name, slot in _names(detections)]
     column = max(map(len, names), default=0)
-    for name, confidence, xyxy in zip(names, detections.confidence, detections.xyxy, strict=True):
+    columns = (names, detections.confidence, detections.xyxy, _extents(detections))
+    for name, confidence, xyxy, extent in zip(*columns, strict=True):
         corners = " ".join(f"{value:7.1f}" for value in xyxy)
-        lines.append(f"  {name:<{column}}  {confidence:.2f}  {corners}")
+        lines.append(f"  {name:<{column}}  {confidence:.2f}  {corners}{extent}")
     return "\n".join(lines)
 
 
@@ -39,14 +43,13 @@ def tally_line(tally: Tally) -> str:
     return line + (f"; {_count(tally.failed, 'input')} not read in full" if tally.failed else "")
 
 
-def precision_table(result: "AveragePrecision", sweep: "F1Sweep") -> str:
-    """The summary, AP by class, and the threshold with the best F1; all from 0 to 1."""
-    rows = [
-        ("AP 50:95", result.ap),
-        ("AP 50", result.ap50),
-        ("AP 75", result.ap75),
-        ("AR", result.ar),
-        *((f"AP {name}", value) for name, value in result.per_class.items()),
+def precision_table(results: Mapping["Kind", "AveragePrecision"], sweep: "F1Sweep") -> str:
+    """The summary, AP by class, and the threshold with the best F1; all from 0 to 1.
+
+    results: "bbox", and after it what else was evaluated.
+    """
+    rows = [row for kind, result in results.items() for row in _precision_rows(kind, result)]
+    rows += [
         ("best threshold", sweep.threshold),
         ("F1", sweep.f1),
         ("precision", sweep.precision),
@@ -54,12 +57,16 @@ def precision_table(result: "AveragePrecision", sweep: "F1Sweep") -> str:
     ]
     column = max(len(name) for name, _ in rows)
     lines = [f"{name:<{column}}  {'-' if math.isnan(v) else f'{v:.4f}'}" for name, v in rows]
-    return "\n".join([_count(result.images, "image"), *lines])
+    return "\n".join([_count(results["bbox"].images, "image"), *lines])
 
 
-def precision_json(result: "AveragePrecision", sweep: "F1Sweep") -> str:
-    """The same as a JSON object; null where there is nothing to find."""
-    document = {**asdict(result), "best_threshold": asdict(sweep)}
+def precision_json(results: Mapping["Kind", "AveragePrecision"], sweep: "F1Sweep") -> str:
+    """The same as a JSON object; null where there is nothing to find.
+
+    Boxes are at its top, the others under their kind.
+    """
+    boxes, *others = ((kind, asdict(result)) for kind, result in results.items())
+    document = {**boxes[1], **dict(others), "best_threshold": asdict(sweep)}
     return json.dumps(_without_nan(document), allow_nan=False)
 
 
@@ -127,7 +134,51 @@ def _metadata_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("checkpoint", provenance["checkpoint_sha256"]),
         ("exported by", f"{provenance['tool']}, verification {provenance['verification']}"),
     ]
+    rows += _task_rows(document)
     return rows if provenance["notes"] is None else [*rows, ("notes", str(provenance["notes"]))]
+
+
+def _task_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """The mask grid, or the points of every class that has some."""
+    if (stride := document.get("mask_stride")) is not None:
+        return [("mask stride", f"{stride} pixels of the input")]
+    if (schema := document.get("keypoints")) is None:
+        return []
+    slots = zip(document["classes"]["slots"], schema["classes"], strict=False)
+    rows = [
+        (
+            "keypoints",
+            f"{slot['id']} {slot['name']}: {', '.join(points['names'])}; "
+            f"skeleton of {_count(len(points['skeleton']), 'line')}",
+        )
+        for slot, points in slots
+        if points["names"]
+    ]
+    return [*rows, ("trace_alpha", str(schema["trace_alpha"]))]
+
+
+def _precision_rows(kind: "Kind", result: "AveragePrecision") -> list[tuple[str, float]]:
+    rows = [
+        ("AP 50:95", result.ap),
+        ("AP 50", result.ap50),
+        ("AP 75", result.ap75),
+        ("AR", result.ar),
+        *((f"AP {name}", value) for name, value in result.per_class.items()),
+    ]
+    return [(_PREFIXES[kind] + name, value) for name, value in rows]
+
+
+def _extents(detections: Detections) -> list[str]:
+    """What a line says of a detection's mask, its pixels, or of its points: how many are sure."""
+    if detections.masks is not None:
+        return [f"  {area:8d} px" for area in detections.masks.areas()]
+    if detections.keypoint_confidence is None:
+        return [""] * len(detections)
+    sure = (detections.keypoint_confidence > _SURE).sum(axis=1).tolist()
+    return [
+        f"  {number:2d}/{count} points" if count else ""
+        for number, count in zip(sure, detections.keypoint_count.tolist(), strict=True)
+    ]
 
 
 def _names(detections: Detections) -> list[tuple[str, int]]:

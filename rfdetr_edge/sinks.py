@@ -26,8 +26,9 @@ def to_record(frame: Frame, detections: Detections) -> dict[str, Any]:
     """One object of the JSON lines, a stable schema.
 
     `{"image": path, "width": int, "height": int, "detections": [{"xyxy": [x0, y0, x1, y1],
-    "confidence": float, "class_id": int, "class_name": str}, ...]}`, boxes in pixels, highest
-    confidence first. Frames of a video also have "frame", from 0, and "time" in seconds.
+    "confidence": float, "class_id": int, "class_name": str}, ...]}`, boxes in pixels, in
+    the order of `Detections`. Masks and keypoints add keys to each (`Detections.to_dict`). Frames
+    of a video also have "frame", from 0, and "time" in seconds.
     """
     place = {} if frame.time is None else {"frame": frame.index, "time": round(frame.time, 6)}
     return {"image": frame.name, **place, **detections.to_dict()}
@@ -74,6 +75,8 @@ def coco_image_ids(names: Sequence[str]) -> dict[str, int]:
 def coco_results(path: Path, image_ids: Mapping[str, int]) -> Iterator[Sink]:
     """A COCO results file: a list of image_id, category_id, bbox, score.
 
+    Masks add "segmentation", keypoints "keypoints" (`Detections.to_coco`).
+
     image_ids: by the names of the frames, which are photos.
     """
     rows: list[dict[str, Any]] = []
@@ -88,7 +91,7 @@ def coco_results(path: Path, image_ids: Mapping[str, int]) -> Iterator[Sink]:
 
 @contextmanager
 def annotated(folder: Path, inputs: Sequence[str]) -> Iterator[Sink]:
-    """Pictures (.jpg, or .png for a .png) and videos (.mp4) with boxes drawn on, in a folder.
+    """Pictures (.jpg, or .png for a .png) and videos (.mp4) with the results drawn on, in a folder.
 
     Each keeps the name of its input; of two inputs with one name the second becomes `name-2`.
     Raises InputError when the folder holds one of the inputs, which would be written over.

@@ -6,7 +6,11 @@ architecture with smaller numbers, trained from random weights on a CPU.
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
+
+Task = Literal["detection", "segmentation", "keypoint"]
+MASK_STRIDE = 4
+"""Pixels of the input for one cell of a mask: the mask grid is the resolution over this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Variant:
     position_grid: side of the square position-embedding table, in patches.
     num_select: query-class pairs that survive before the threshold.
     groups: parallel query groups in training; only the first runs at inference.
+    keypoint_counts: keypoints of each class from slot 0, where no data set says otherwise.
     """
 
     name: str
@@ -58,6 +63,8 @@ class Variant:
     num_classes: int = 90
     feedforward: int = 2048
     groups: int = 13
+    task: Task = "detection"
+    keypoint_counts: tuple[int, ...] = ()
     weights: PublishedWeights | None = None
 
     @property
@@ -101,8 +108,14 @@ class Variant:
             "lite_refpoint_refine": True,
             "layer_norm": True,
             "ia_bce_loss": True,
-            "segmentation_head": False,
-            "use_grouppose_keypoints": False,
+            "segmentation_head": self.task == "segmentation",
+            "mask_downsample_ratio": MASK_STRIDE,
+            "use_grouppose_keypoints": self.task == "keypoint",
+            "dual_projector": self.task == "keypoint",
+            "dual_projector_kp_only": self.task == "keypoint",
+            "keypoint_cross_attn": True,
+            "inter_instance_kp_attn": False,
+            "grouppose_keypoint_dim_downscale": 1,
             "gradient_checkpointing": False,
         }
 
@@ -117,9 +130,18 @@ def _published(filename: str, path: str, md5: str) -> PublishedWeights:
 
 
 def _current(
-    name: str, api_name: str, decoder_layers: int, resolution: int, weights: PublishedWeights
+    name: str,
+    api_name: str,
+    decoder_layers: int,
+    resolution: int,
+    weights: PublishedWeights,
+    *,
+    task: Task = "detection",
+    queries: int = 300,
+    windows: int = 2,
 ) -> Variant:
-    """The nano-to-large family differs in depth of the decoder and in resolution alone."""
+    """The published families; masks and keypoints come with smaller patches and fewer queries."""
+    patch_size = 16 if task == "detection" else 12
     return Variant(
         name=name,
         api_name=api_name,
@@ -131,17 +153,24 @@ def _current(
         cross_heads=16,
         points=2,
         resolution=resolution,
-        patch_size=16,
-        windows=2,
-        position_grid=resolution // 16,
+        patch_size=patch_size,
+        windows=windows,
+        position_grid=resolution // patch_size,
+        num_queries=queries,
+        num_select=queries,
+        task=task,
+        keypoint_counts=(17,) if task == "keypoint" else (),
         weights=weights,
     )
 
 
-_TABLE = (
-    Variant(
-        name="tiny",
-        api_name="RFDETRTiny",
+def _tiny(
+    name: str, api_name: str, task: Task, queries: int, num_select: int, groups: int
+) -> Variant:
+    """Ours: the same architecture with smaller numbers."""
+    return Variant(
+        name=name,
+        api_name=api_name,
         encoder=Encoder(width=192, heads=3, depth=6),
         taps=(2, 3, 5, 6),
         hidden_dim=128,
@@ -153,11 +182,20 @@ _TABLE = (
         patch_size=16,
         windows=2,
         position_grid=22,
-        num_queries=60,
-        num_select=100,
+        num_queries=queries,
+        num_select=num_select,
         feedforward=512,
-        groups=5,
-    ),
+        groups=groups,
+        task=task,
+        keypoint_counts=(17,) if task == "keypoint" else (),
+    )
+
+
+_TABLE = (
+    _tiny("tiny", "RFDETRTiny", "detection", queries=60, num_select=100, groups=5),
+    _tiny("seg-tiny", "RFDETRSegTiny", "segmentation", queries=60, num_select=60, groups=5),
+    # every keypoint of every query of every group is a token: fewer, so that a CPU can train it
+    _tiny("keypoint-tiny", "RFDETRKeypointTiny", "keypoint", queries=40, num_select=40, groups=3),
     _current(
         "nano",
         "RFDETRNano",
@@ -238,6 +276,111 @@ _TABLE = (
         weights=_published(
             "rf-detr-large.pth", "rf-detr-large.pth", "992c8e862aa733a7bb2777e45d49f1a0"
         ),
+    ),
+    _current(
+        "seg-preview",
+        "RFDETRSegPreview",
+        4,
+        432,
+        _published(
+            "rf-detr-seg-preview.pt",
+            "rf-detr-seg-preview.pt",
+            "e35820c28fb86080558123e47a5e49ca",
+        ),
+        task="segmentation",
+        queries=200,
+    ),
+    _current(
+        "seg-nano",
+        "RFDETRSegNano",
+        4,
+        312,
+        _published(
+            "rf-detr-seg-nano.pt",
+            "rf-detr-seg-n-ft.pth",
+            "9995497791d0ff1664a1d9ddee9cfd20",
+        ),
+        task="segmentation",
+        queries=100,
+        windows=1,
+    ),
+    _current(
+        "seg-small",
+        "RFDETRSegSmall",
+        4,
+        384,
+        _published(
+            "rf-detr-seg-small.pt",
+            "rf-detr-seg-s-ft.pth",
+            "0a2a3006381d0c42853907e700eadd08",
+        ),
+        task="segmentation",
+        queries=100,
+    ),
+    _current(
+        "seg-medium",
+        "RFDETRSegMedium",
+        5,
+        432,
+        _published(
+            "rf-detr-seg-medium.pt",
+            "rf-detr-seg-m-ft.pth",
+            "a49af1562c3719227ad43d0ca53b4c7a",
+        ),
+        task="segmentation",
+        queries=200,
+    ),
+    _current(
+        "seg-large",
+        "RFDETRSegLarge",
+        5,
+        504,
+        _published(
+            "rf-detr-seg-large.pt",
+            "rf-detr-seg-l-ft.pth",
+            "275f7b094909544ed2841c94a677d07e",
+        ),
+        task="segmentation",
+        queries=200,
+    ),
+    _current(
+        "seg-xlarge",
+        "RFDETRSegXLarge",
+        6,
+        624,
+        _published(
+            "rf-detr-seg-xlarge.pt",
+            "rf-detr-seg-xl-ft.pth",
+            "3693b35d0eea86ebb3e0444f4a611fba",
+        ),
+        task="segmentation",
+        queries=300,
+    ),
+    _current(
+        "seg-2xlarge",
+        "RFDETRSeg2XLarge",
+        6,
+        768,
+        _published(
+            "rf-detr-seg-xxlarge.pt",
+            "rf-detr-seg-2xl-ft.pth",
+            "040bc3412af840fa8a47e0ff69b552ba",
+        ),
+        task="segmentation",
+        queries=300,
+    ),
+    _current(
+        "keypoint-preview",
+        "RFDETRKeypointPreview",
+        4,
+        576,
+        _published(
+            "rf-detr-keypoint-preview-xlarge.pth",
+            "rf-detr-keypoint-preview-xlarge.pth",
+            "6de511943ee85a547d4c5cb527daf0eb",
+        ),
+        queries=100,
+        task="keypoint",
     ),
 )
 

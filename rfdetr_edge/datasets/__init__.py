@@ -3,8 +3,9 @@
 The layouts' readers turn what they find into COCO documents; from there on all are the same.
 """
 
+import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr_edge.annotations import AnnotationFile, Fault
+from rfdetr_edge.annotation_shapes import category_keypoints
+from rfdetr_edge.annotations import AnnotationFile, Fault, for_task
 from rfdetr_edge.classes import ClassTable, coco_classes, named_classes
 from rfdetr_edge.datasets.coco import ANNOTATIONS, class_rows, read_plain, read_roboflow
 from rfdetr_edge.datasets.yolo import DATA_FILES, read_yolo
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.files import make_folder, replacing
+from rfdetr_edge.keypoint_schema import ClassKeypoints, KeypointSchema
+from rfdetr_edge.variants import Task
 
 _ROUNDING = 0.5  # pixels a box may reach over the edge before it is worth a word
 _SHOWN = 10  # faults in an error message
@@ -31,6 +35,9 @@ class LabelledImage:
 
     boxes: (n, 4) float32 xyxy pixels, clipped to the image; labels: (n,) int64 slots.
     source_size: (height, width) in pixels.
+    segmentations: COCO polygons or RLE, one a box; () unless the task is segmentation.
+    keypoints: (n, K, 3) float32, x and y in pixels and v: 0 not labelled, 1 hidden, 2 visible;
+        K is the schema's widest, and 0 unless the task is keypoint.
     """
 
     path: Path
@@ -38,6 +45,8 @@ class LabelledImage:
     source_size: tuple[int, int]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
+    segmentations: tuple[Any, ...]
+    keypoints: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,16 +63,14 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """The splits of a folder and the classes they share."""
+    """The splits of a folder, the classes they share, and for keypoints the points of these."""
 
     root: Path
     classes: ClassTable
     train: Split
     valid: Split
     test: Split | None
-
-
-_Reader = Callable[[Path], dict[str, AnnotationFile]]
+    schema: KeypointSchema | None
 
 
 def read_dataset(
@@ -72,6 +79,7 @@ def read_dataset(
     class_names: Sequence[str] | None = None,
     *,
     report: Path | None,
+    task: Task = "detection",
 ) -> Dataset:
     """Reads and checks all splits.
 
@@ -80,16 +88,17 @@ def read_dataset(
         is COCO's own folders, where a slot is a category id.
     class_names: other names for the classes, in slot order.
     report: file that all faults are written to, one a line; None writes none.
+    task: what has to be there beside the boxes. The keypoint schema is the train split's: a class
+        slot has the points of its category.
     Raises InputError where a split is missing or a fault is fatal; it shows the first ten. What
     training can work around is logged: boxes outside the image, classes without a box.
     """
     if report is not None:
         report.unlink(missing_ok=True)  # of an earlier run
-    reader = _reader(root, layout)
-    files = reader(root)
+    files, places = _read(root, layout, task)
     for name in ("train", "valid"):
         if name not in files:
-            raise InputError(f"{root} has no {name} split; the splits' place is {_PLACES[reader]}")
+            raise InputError(f"{root} has no {name} split; the splits' place is {places}")
     rows = class_rows(files["train"].document)
     if layout == "coco":
         classes = coco_classes()
@@ -98,35 +107,61 @@ def read_dataset(
         names = [row["name"] for row in rows]
         classes = named_classes("background-last", names, [row["id"] for row in rows])
     faults = [fault for file in files.values() for fault in file.faults]
-    splits = {name: _split(name, file, classes, faults) for name, file in files.items()}
+    schema = None
+    if task == "keypoint" and files["train"].sound:
+        schema = _schema(files["train"], rows, classes, faults)
+    read = functools.partial(_split, classes=classes, task=task, schema=schema, faults=faults)
+    splits = {name: read(name, file) for name, file in files.items()}
     faults += _split_faults(files, splits, rows, classes)
+    if schema is not None:
+        faults += _keypoint_faults(files, splits, rows)
     _settle(root, faults, report)
     if class_names is not None:
         classes = _renamed(root, classes, class_names)
     called = dict(zip(classes.category_ids, classes.names, strict=True))
     for split in splits.values():
         split.document["categories"] = [{**row, "name": called[row["id"]]} for row in rows]
-    return Dataset(root, classes, splits["train"], splits["valid"], splits.get("test"))
+    return Dataset(root, classes, splits["train"], splits["valid"], splits.get("test"), schema)
 
 
-_PLACES: Mapping[_Reader, str] = {
-    read_roboflow: f"train|valid|test/{ANNOTATIONS}",
-    read_plain: "annotations/instances_train2017.json and instances_val2017.json",
-    read_yolo: "train|valid|test/images, or what the data file names",
-}
-
-
-def _reader(root: Path, layout: str) -> _Reader:
+def _read(root: Path, layout: str, task: Task) -> tuple[dict[str, AnnotationFile], str]:
+    """The splits of a data set, and where its layout has them."""
     if layout == "coco":
-        return read_plain
-    if layout == "roboflow" and (root / "train" / ANNOTATIONS).is_file():
-        return read_roboflow
-    if layout == "yolo" or any((root / name).is_file() for name in DATA_FILES):
-        return read_yolo
-    raise InputError(
-        f"{root} holds neither train/{ANNOTATIONS} (COCO) nor {' or '.join(DATA_FILES)} (YOLO); "
-        "a data set is a folder with train, valid and test"
+        stem = "person_keypoints" if task == "keypoint" else "instances"
+        files = read_plain(root, stem)
+        places = f"annotations/{stem}_train2017.json and {stem}_val2017.json"
+    elif layout == "roboflow" and (root / "train" / ANNOTATIONS).is_file():
+        files, places = read_roboflow(root), f"train|valid|test/{ANNOTATIONS}"
+    elif layout == "yolo" or any((root / name).is_file() for name in DATA_FILES):
+        files = read_yolo(root)
+        places = "train|valid|test/images, or what the data file names"
+    else:
+        raise InputError(
+            f"{root} holds neither train/{ANNOTATIONS} (COCO) nor {' or '.join(DATA_FILES)} "
+            "(YOLO); a data set is a folder with train, valid and test"
+        )
+    return {name: for_task(file, task) for name, file in files.items()}, places
+
+
+def _schema(
+    train: AnnotationFile,
+    rows: Sequence[Mapping[str, Any]],
+    classes: ClassTable,
+    faults: list[Fault],
+) -> KeypointSchema | None:
+    """The points of every slot up to the last class; None, and a fault, where there are none."""
+    points: dict[int | None, ClassKeypoints]
+    points = {row["id"]: category_keypoints(row) for row in rows}
+    if any(one.names for one in points.values()):
+        last = max(classes.category_ids.index(category_id) for category_id in points)
+        ids = classes.category_ids[: last + 1]
+        return KeypointSchema(tuple(points.get(one, ClassKeypoints()) for one in ids))
+    message = (
+        "no class has keypoints: a keypoint variant needs them named, by 'keypoints' of a category "
+        "(COCO) or by kpt_shape (YOLO); train a detection variant, or add them"
     )
+    faults.append(Fault(train.path, int(train.path.is_file()), message))
+    return None
 
 
 def _split_faults(
@@ -164,27 +199,58 @@ def _split_faults(
             yield Fault(file.path, int(file.path.is_file()), message)
 
 
-def _split(name: str, file: AnnotationFile, classes: ClassTable, faults: list[Fault]) -> Split:
+def _keypoint_faults(
+    files: Mapping[str, AnnotationFile],
+    splits: Mapping[str, Split],
+    rows: Sequence[Mapping[str, Any]],
+) -> Iterator[Fault]:
+    """Where the points of a split are not those of train. rows: train's categories."""
+    known = {row["id"]: row.get("keypoints") or [] for row in rows}
+    for split, file in files.items():
+        for row in file.document["categories"]:
+            names = row.get("keypoints") or []
+            if names != known.get(row["id"], names):
+                message = f"category {row['id']} {row['name']!r} has other keypoints than in train"
+                yield file.fault(row, message)
+        if file.sound and not any(image.keypoints[..., 2].any() for image in splits[split].images):
+            message = f"the {split} split has no labelled keypoint: nothing to learn or measure by"
+            yield Fault(file.path, int(file.path.is_file()), message)
+
+
+def _split(
+    name: str,
+    file: AnnotationFile,
+    *,
+    classes: ClassTable,
+    task: Task,
+    schema: KeypointSchema | None,
+    faults: list[Fault],
+) -> Split:
     slots = {category_id: slot for slot, category_id in enumerate(classes.category_ids)}
     rows: dict[int, list[dict[str, Any]]] = {row["id"]: [] for row in file.document["images"]}
     for row in file.document["annotations"]:
         if row["category_id"] in slots and not row["iscrowd"] and row["image_id"] in rows:
             rows[row["image_id"]].append(row)
-    images = [
-        _labelled(file, image, rows[image["id"]], slots, faults)
-        for image in file.document["images"]
-    ]
+    images = []
+    for image in file.document["images"]:
+        learned, boxes = _learned(file, image, rows[image["id"]], faults)
+        size = (image["height"], image["width"])
+        labels = np.array([slots[row["category_id"]] for row in learned], np.int64)
+        masks = tuple(row.get("segmentation") for row in learned if task == "segmentation")
+        points = _padded([row.get("keypoints") or [] for row in learned], schema)
+        path = file.folder / image["file_name"]
+        images.append(LabelledImage(path, image["id"], size, boxes, labels, masks, points))
     return Split(name, file.document, tuple(images))
 
 
-def _labelled(
+def _learned(
     file: AnnotationFile,
     image: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    slots: Mapping[int | None, int],
+    rows: Sequence[dict[str, Any]],
     faults: list[Fault],
-) -> LabelledImage:
-    path, height, width = file.folder / image["file_name"], image["height"], image["width"]
+) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
+    """The annotations of an image whose boxes have area inside it, and these boxes as xyxy."""
+    height, width = image["height"], image["width"]
     xywh = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
     stated = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes = stated.clip(0, [width, height, width, height]).astype(np.float32)
@@ -199,8 +265,16 @@ def _labelled(
             message = "has no area: not learned"
         box = f"box {rows[index]['bbox']} of annotation {rows[index]['id']}"
         faults.append(file.fault(rows[index], f"{box} {message}", fatal=False))
-    labels = np.array([slots[row["category_id"]] for row in rows], np.int64)
-    return LabelledImage(path, image["id"], (height, width), boxes[kept], labels[kept])
+    return [row for row, keep in zip(rows, kept, strict=True) if keep], boxes[kept]
+
+
+def _padded(rows: Sequence[list[float]], schema: KeypointSchema | None) -> NDArray[np.float32]:
+    """Flat lists of keypoints as (n, K, 3)."""
+    widest = schema.widest if schema else 0
+    flat = np.zeros((len(rows), 3 * widest), np.float32)
+    for points, row in zip(flat, rows, strict=True):
+        points[: len(row)] = row[: 3 * widest]  # more than K are a fault of the split
+    return flat.reshape(len(rows), widest, 3)
 
 
 def _settle(root: Path, faults: Sequence[Fault], report: Path | None) -> None:

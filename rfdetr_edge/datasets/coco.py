@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rfdetr_edge.annotation_shapes import size_misfit
 from rfdetr_edge.annotations import AnnotationFile, scan_annotations
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.image_size import image_size
@@ -27,11 +28,11 @@ def read_roboflow(root: Path) -> dict[str, AnnotationFile]:
     return found
 
 
-def read_plain(root: Path) -> dict[str, AnnotationFile]:
-    """The splits that are there, of `annotations/instances_{train,val}2017.json`."""
+def read_plain(root: Path, stem: str) -> dict[str, AnnotationFile]:
+    """The splits that are there, of `annotations/<stem>_{train,val}2017.json`."""
     found = {}
     for split, folder in {"train": "train2017", "valid": "val2017"}.items():
-        path = root / "annotations" / f"instances_{folder}.json"
+        path = root / "annotations" / f"{stem}_{folder}.json"
         if path.is_file():
             found[split] = _with_images(scan_annotations(path, root / folder))
     return found
@@ -50,13 +51,13 @@ def _with_images(file: AnnotationFile) -> AnnotationFile:
 
 def _misfit(path: Path, row: Mapping[str, Any]) -> str | None:
     """Why an image is not the one that its entry describes."""
-    height, width = row.get("height"), row.get("width")
-    if not all(type(side) is int and side > 0 for side in (height, width)):
-        return f"{path.name} needs a width and height in whole pixels"
+    if (message := size_misfit(row)) is not None:
+        return message
     try:
         found = image_size(path)
     except InputError as error:
         return str(error)
+    height, width = row["height"], row["width"]
     if found == (height, width):
         return None
     return (

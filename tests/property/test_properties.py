@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rfdetr_edge.classes import named_classes
+from rfdetr_edge.keypoint_schema import numbered_schema
 from rfdetr_edge.metadata import InputSpec
-from rfdetr_edge.postprocess import best_pairs, postprocess
+from rfdetr_edge.postprocess import RawOutputs, best_pairs, postprocess
 from rfdetr_edge.preprocess import preprocess, preprocess_batch
 
 CLASSES = named_classes("background-last", ["a", "b"])
@@ -45,8 +46,7 @@ def test_detections_lie_in_the_image_in_descending_order(
 ) -> None:
     height, width = size
     for found in postprocess(
-        dets,
-        labels,
+        RawOutputs(dets, labels),
         source_sizes=[size, size],
         classes=CLASSES,
         num_select=num_select,
@@ -69,8 +69,7 @@ def test_a_batch_of_outputs_equals_its_images(dets: np.ndarray, labels: np.ndarr
 
     def run(rows: slice) -> list[dict]:
         found = postprocess(
-            dets[rows],
-            labels[rows],
+            RawOutputs(dets[rows], labels[rows]),
             source_sizes=sizes[rows],
             classes=CLASSES,
             num_select=5,
@@ -79,6 +78,30 @@ def test_a_batch_of_outputs_equals_its_images(dets: np.ndarray, labels: np.ndarr
         return [image.to_dict() for image in found]
 
     assert run(slice(None)) == [run(slice(row, row + 1))[0] for row in range(3)]
+
+
+@given(
+    arrays(np.float32, (1, 3, 6, 8), elements=st.floats(width=32)),
+    arrays(np.float32, (1, 3, 3), elements=st.floats(-9, 9, width=32)),
+)
+def test_whatever_the_keypoints_are_confidences_stay_in_range(
+    keypoints: np.ndarray, labels: np.ndarray
+) -> None:
+    schema = numbered_schema([3, 2])
+    (found,) = postprocess(
+        RawOutputs(np.full((1, 3, 4), 0.5, np.float32), labels, keypoints=keypoints),
+        source_sizes=[(300, 200)],
+        classes=CLASSES,
+        num_select=9,
+        threshold=-1.0,
+        schema=schema,
+    )
+    assert ((found.confidence >= 0) & (found.confidence < 1)).all()
+    finite = np.isfinite(found.covariance).all(axis=(2, 3))
+    assert np.isnan(found.covariance[~finite]).all()
+    xx, xy, yy = (found.covariance[finite][:, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
+    assert ((xx >= 0) & (yy >= 0)).all()
+    assert (np.abs(xy) <= np.sqrt(xx.astype(np.float64) * yy) * 1.0001).all()
 
 
 @given(sides, sides, st.integers(0, 255), specs)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rfdetr_edge import InputError
-from rfdetr_edge.annotations import Fault, read_annotations, scan_annotations
+from rfdetr_edge.annotations import Fault, for_task, read_annotations, scan_annotations
 
 BOX = [10, 20, 30, 40]
 
@@ -207,3 +207,58 @@ def test_lines_are_found_whatever_the_entries_hold(tmp_path_factory, entries, ot
         assert places == sorted(set(places))
         numbers = [text.split("\n")[line].strip() for line in places]
         assert numbers == [f'"id": {row["id"]},' for row in sound]
+
+
+TRIANGLE = [1, 2, 9.5, 2, 5, 8]
+
+
+def _with_sizes(text: str) -> str:
+    """With images of 12 x 16 pixels (height x width)."""
+    return text.replace('.jpg"', '.jpg", "height": 12, "width": 16')
+
+
+@pytest.mark.parametrize("segmentation", [None, [TRIANGLE[:4]], {"size": [16, 12], "counts": "0"}])
+def test_an_odd_segmentation_is_a_fault_for_masks_only(tmp_path, segmentation):
+    rows = annotation(segmentation=[TRIANGLE]), annotation(5, segmentation=segmentation)
+    path = written(tmp_path, _with_sizes(lines_of(*rows)))
+    for task in ("detection", "keypoint"):
+        assert len(read_annotations(path, task)["annotations"]) == 2
+    (fault,) = for_task(scan_annotations(path), "segmentation").faults
+    assert (fault.line, fault.fatal) == (5, True)
+    with pytest.raises(InputError, match=r"annotations\.json:5: "):
+        read_annotations(path, "segmentation")
+
+
+@pytest.mark.parametrize("height", [None, "12", 12.5, 0])
+def test_an_image_without_a_size_is_a_fault_for_masks_only(tmp_path, height):
+    text = _with_sizes(lines_of(annotation(segmentation=[TRIANGLE])))
+    path = written(tmp_path, text.replace('"height": 12', f'"height": {json.dumps(height)}', 1))
+    assert len(read_annotations(path)["annotations"]) == 1
+    with pytest.raises(InputError, match=r"json:1: a\.jpg needs a width and height in whole pix"):
+        read_annotations(path, "segmentation")
+
+
+def test_odd_points_of_a_category_are_a_fault_for_keypoints_only(tmp_path):
+    category = {"id": 1, "name": "cell", "keypoints": ["left", "right"], "skeleton": [[0, 1]]}
+    path = written(tmp_path, lines_of(annotation(), categories=[category]))
+    assert len(read_annotations(path)["annotations"]) == 1
+    with pytest.raises(InputError, match=r"annotations\.json:2: skeleton of category 1 'cell' mu"):
+        read_annotations(path, "keypoint")
+
+
+def test_a_keypoint_of_an_unknown_mark_is_a_fault_for_keypoints_only(tmp_path):
+    category = {"id": 1, "name": "cell", "keypoints": ["left", "right"]}
+    rows = annotation(keypoints=[1, 2, 2, 3, 4, 1]), annotation(5, keypoints=[1, 2, 2, 3, 4, 3])
+    path = written(tmp_path, lines_of(*rows, categories=[category]))
+    assert len(read_annotations(path)["annotations"]) == 2
+    with pytest.raises(InputError, match=r":5: keypoints of annotation 5 must be marked 0 .* 3\]"):
+        read_annotations(path, "keypoint")
+
+
+def test_an_annotation_that_says_nothing_of_its_points_has_none_labelled(tmp_path):
+    category = {"id": 1, "name": "cell", "keypoints": ["left", "right"]}
+    rows = annotation(1, keypoints=[1, 2, 2, 3, 4, 0]), annotation(2), annotation(3, keypoints=None)
+    path = written(tmp_path, lines_of(*rows, categories=[category]))
+    found = read_annotations(path, "keypoint")["annotations"]
+    assert [row["keypoints"] for row in found] == [[1, 2, 2, 3, 4, 0], [0] * 6, [0] * 6]
+    assert [row["num_keypoints"] for row in found] == [1, 0, 0]

@@ -12,11 +12,12 @@ from rfdetr_edge import ArtifactError, BackendError, Detector, InputError, Metad
 from rfdetr_edge.backends import TensorSpec, open_session
 from rfdetr_edge.backends.fake import FakeSession
 from rfdetr_edge.classes import COCO_NAMES, coco_classes
+from rfdetr_edge.keypoint_schema import numbered_schema
 
 pytest.importorskip("cv2")
 pytest.importorskip("onnxruntime")
 
-PHOTO = Path(__file__).parents[2] / "rfdetr_edge/demo/BloodImage_00007.jpg"
+PHOTO = Path(__file__).parents[2] / "rfdetr_edge/demo/cells/BloodImage_00007.jpg"
 
 
 @pytest.fixture
@@ -144,4 +145,109 @@ def newer(document):
 def test_metadata_that_is_broken_or_contradicts_the_graph_is_refused(tmp_path, text, message):
     path = save_detector(tmp_path / "model.onnx", metadata_json=text)
     with pytest.raises(MetadataError, match=message):
+        Detector(path)
+
+
+NAMES = {"segmentation": "masks", "keypoint": "keypoints"}
+
+
+@pytest.mark.parametrize("open_shapes", [False, True])
+@pytest.mark.parametrize("task", ["segmentation", "keypoint"])
+def test_masks_and_keypoints_are_bound_by_the_metadata(tmp_path, task, open_shapes):
+    document = metadata(task=task)
+    path = save_detector(
+        tmp_path / "model.onnx",
+        open_shapes=open_shapes,
+        metadata_json=document.to_json(),
+        **{NAMES[task]: NAMES[task]},
+    )
+    detector = Detector(path)
+    assert detector.metadata == document
+    found = detector.predict(PHOTO, threshold=0.2)
+    assert len(found) > 0
+    assert (found.masks is not None, found.schema is not None) == (
+        task == "segmentation",
+        task == "keypoint",
+    )
+
+
+@pytest.mark.parametrize("names", [("dets", "labels", "masks"), ("boxes", "scores", "third")])
+def test_a_bare_file_with_masks_is_a_segmentation_model(tmp_path, names):
+    bare = save_detector(tmp_path / "bare.onnx", slots=91, outputs=names[:2], masks=names[2])
+    document = metadata(coco_classes(), num_select=24, task="segmentation").to_json()
+    told = save_detector(tmp_path / "told.onnx", slots=91, masks="masks", metadata_json=document)
+    detector = Detector(bare, class_layout="coco")
+    assert (detector.metadata.task, detector.metadata.mask_stride) == ("segmentation", 4)
+    found, expected = detector.predict(PHOTO), Detector(told).predict(PHOTO)
+    assert 0 < found.mask.mean() < 1
+    np.testing.assert_array_equal(found.mask, expected.mask)
+
+
+@pytest.mark.parametrize("name", ["keypoints", "other"])
+def test_keypoints_without_metadata_cannot_be_told(tmp_path, name):
+    path = save_detector(tmp_path / "bare.onnx", keypoints=name)
+    with pytest.raises(ArtifactError, match=r"missing keypoint metadata.*export it again"):
+        Detector(path, class_layout="background-last")
+
+
+@pytest.mark.parametrize("document", [None, metadata(task="segmentation").to_json()])
+def test_masks_and_keypoints_in_one_file_are_refused(tmp_path, document):
+    path = save_detector(
+        tmp_path / "model.onnx", masks="masks", keypoints="keypoints", metadata_json=document
+    )
+    with pytest.raises(ArtifactError, match=r"masks or keypoints, this one gives both: .*masks fl"):
+        Detector(path, class_layout="background-last")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_masks_of_another_stride_are_refused(tmp_path, told):
+    document = metadata(task="segmentation").to_json() if told else None
+    path = save_detector(
+        tmp_path / "model.onnx", masks="masks", mask_stride=8, metadata_json=document
+    )
+    said = r"mask stride 4 at resolution 64x96 .*queries, 16, 24\), .*masks float32 \(1, 24, 8, 12"
+    with pytest.raises(MetadataError, match=said):
+        Detector(path, class_layout="background-last")
+
+
+def test_masks_of_another_stride_are_refused_when_only_a_run_tells(tmp_path):
+    document = metadata(task="segmentation").to_json()
+    path = save_detector(
+        tmp_path / "model.onnx",
+        open_shapes=True,
+        masks="masks",
+        mask_stride=8,
+        metadata_json=document,
+    )
+    with pytest.raises(MetadataError, match=r"mask stride 4 .* masks float32 \(1, 24, 8, 12"):
+        Detector(path).predict(PHOTO)
+
+
+def test_a_mask_stride_that_the_graph_has_not_is_refused(tmp_path):
+    document = replace(metadata(task="segmentation"), mask_stride=2).to_json()
+    path = save_detector(tmp_path / "model.onnx", masks="masks", metadata_json=document)
+    with pytest.raises(MetadataError, match=r"mask stride 2 .* 32, 48"):
+        Detector(path)
+
+
+def test_a_keypoint_schema_that_the_graph_has_not_is_refused(tmp_path):
+    document = replace(metadata(task="keypoint"), keypoints=numbered_schema([17])).to_json()
+    path = save_detector(tmp_path / "model.onnx", keypoints="keypoints", metadata_json=document)
+    with pytest.raises(MetadataError, match=r"\(17,\) keypoints a class .* 17, 8\), .*24, 9, 8"):
+        Detector(path)
+
+
+@pytest.mark.parametrize(
+    ("task", "extra", "said"),
+    [
+        ("segmentation", {}, "task segmentation, but the graph gives no masks"),
+        ("keypoint", {}, "task keypoint, but the graph gives no keypoints"),
+        ("detection", {"masks": "masks"}, "task detection, but the graph gives masks float32"),
+        ("detection", {"keypoints": "keypoints"}, "task detection, but the graph gives keypoints"),
+    ],
+)
+def test_a_task_that_the_graph_does_not_serve_is_refused(tmp_path, task, extra, said):
+    document = metadata(task=task).to_json()
+    path = save_detector(tmp_path / "model.onnx", metadata_json=document, **extra)
+    with pytest.raises(MetadataError, match=said):
         Detector(path)

@@ -271,11 +271,20 @@ def test_a_wrong_call_is_exit_2(arguments, capsys):
 
 
 def test_demo_annotates_the_embedded_photos(tmp_path, capsys):
-    """Needs the embedded model."""
-    assert main(["demo", "--output", str(tmp_path / "out")]) == 0
+    """Needs the embedded models."""
+    assert main(["demo", "--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert all(f"{path}  640x480" in shown for path in PHOTOS)
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [p.name for p in PHOTOS]
+    for task in ("detection", "segmentation", "keypoint"):
+        photos = demo.photo_paths(task)
+        assert all(f"{path}  640x480" in shown for path in photos)
+        assert sorted(file.name for file in (tmp_path / task).iterdir()) == [p.name for p in photos]
+
+
+def test_demo_takes_one_task(tmp_path, capsys):
+    """Needs the embedded models."""
+    assert main(["demo", "--task", "keypoint", "--output", str(tmp_path)]) == 0
+    assert [folder.name for folder in tmp_path.iterdir()] == ["keypoint"]
+    assert "points" in capsys.readouterr().out
 
 
 def test_the_embedded_model_is_the_default(capsys):

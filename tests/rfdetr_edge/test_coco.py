@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from shapes import POINTS, with_shapes
 
 from rfdetr_edge import Detector, demo
 from rfdetr_edge.classes import coco_classes
 from rfdetr_edge.datasets import Dataset, read_dataset
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.evaluation import average_precision
+from rfdetr_edge.keypoint_schema import PERSON, ClassKeypoints
+from rfdetr_edge.rasterize import rasterize
 
 Read = Callable[..., Dataset]
 
@@ -112,13 +116,13 @@ def test_given_names_replace_those_of_the_data_set(dataset, photos):
             read_dataset(dataset, "roboflow", wrong, report=None)
 
 
-def _plain(root: Path, document: dict) -> Path:
+def _plain(root: Path, document: dict, stem: str = "instances") -> Path:
     (root / "annotations").mkdir(parents=True)
     for split in ("train2017", "val2017"):
         (root / split).mkdir()
         for path in demo.photo_paths():
             shutil.copy(path, root / split)
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+        (root / "annotations" / f"{stem}_{split}.json").write_text(json.dumps(document))
     return root
 
 
@@ -162,3 +166,98 @@ def demo_detections(photos):
     with Detector(demo.model_path()) as detector:
         found = detector.predict(demo.photo_paths(), threshold=0.0)
     return {image["id"]: one for image, one in zip(photos["images"], found, strict=True)}
+
+
+def test_masks_are_those_of_cocos_own_tool(read, photos, tmp_path):
+    split = read(with_shapes(photos), task="segmentation").train
+    coco = COCO(tmp_path / "train" / "_annotations.coco.json")
+    for image in split.images:
+        rows = [row for row in coco.imgToAnns[image.image_id] if not row["iscrowd"]]
+        assert len(image.segmentations) == len(image.boxes) == len(rows)
+        for segmentation, row in zip(image.segmentations, rows, strict=True):
+            np.testing.assert_array_equal(
+                rasterize(segmentation, image.source_size), coco.annToMask(row).astype(bool)
+            )
+        assert image.keypoints.shape == (len(rows), 0, 3)
+
+
+def test_a_box_that_is_not_learned_takes_its_mask_along(read, photos):
+    shapes = with_shapes(photos)
+    shapes["annotations"][0]["bbox"] = [700, 10, 20, 20]
+    first = shapes["annotations"][1]["segmentation"]
+    assert read(shapes, task="segmentation").train.images[0].segmentations[0] == first
+
+
+@pytest.mark.parametrize("task", ["detection", "keypoint"])
+def test_masks_are_read_for_segmentation_only(read, photos, task):
+    shapes = with_shapes(photos)
+    for row in shapes["annotations"]:
+        row["segmentation"] = [[1, 2, 3]]
+    assert {image.segmentations for image in read(shapes, task=task).train.images} == {()}
+
+
+def test_keypoints_are_those_of_cocos_own_tool(read, photos, tmp_path):
+    result = read(with_shapes(photos), task="keypoint")
+    coco = COCO(tmp_path / "train" / "_annotations.coco.json")
+    marks = []
+    for image in result.train.images:
+        rows = [row for row in coco.imgToAnns[image.image_id] if not row["iscrowd"]]
+        assert image.keypoints.shape == (len(rows), 3, 3)
+        assert image.keypoints.dtype == np.float32
+        for points, row in zip(image.keypoints, rows, strict=True):
+            stated = np.zeros((3, 3), np.float32)
+            known = np.array(row.get("keypoints", []), np.float32).reshape(-1, 3)
+            stated[: len(known)] = known
+            np.testing.assert_array_equal(points, stated)
+        marks += image.keypoints[..., 2].ravel().tolist()
+    assert set(marks) == {0, 1, 2}
+
+
+def test_the_schema_is_that_of_the_classes(read, photos):
+    shapes = with_shapes(photos)
+    schema = read(shapes, task="keypoint").schema
+    assert schema is not None
+    assert schema.counts == (3, 2, 0)
+    assert [list(one.names) for one in schema.classes] == [
+        *(p["keypoints"] for p in POINTS.values()),
+        [],
+    ]
+    assert [one.flip_pairs for one in schema.classes] == [((0, 2),), ((0, 1),), ()]
+    assert schema.classes[0].skeleton == ((0, 1), (1, 2))
+
+
+def test_the_points_of_a_class_follow_its_slot(read, photos):
+    shapes = with_shapes(photos)
+    shapes["categories"].reverse()
+    shapes["categories"].append({"id": 0, "name": "dust"})
+    schema = read(shapes, task="keypoint").schema
+    assert schema is not None
+    assert schema.counts == (0, 3, 2, 0)
+
+
+def test_keypoints_are_read_for_their_task_only(read, photos):
+    result = read(with_shapes(photos))
+    assert result.schema is None
+    assert {image.keypoints.shape[1:] for image in result.train.images} == {(0, 3)}
+
+
+def test_cocos_own_folders_have_keypoints_in_files_of_their_own(tmp_path, photos):
+    photos["categories"] = [
+        {
+            "id": 1,
+            "name": "person",
+            "supercategory": "person",
+            "keypoints": list(PERSON.names),
+            "skeleton": [[a + 1, b + 1] for a, b in PERSON.skeleton],
+        }
+    ]
+    for row in photos["annotations"]:
+        x, y, w, h = row["bbox"]
+        row["category_id"], row["keypoints"] = 1, [x + w / 2, y + h / 2, 2] * 17
+    root = _plain(tmp_path, photos, "person_keypoints")
+    result = read_dataset(root, "coco", report=None, task="keypoint")
+    assert result.schema is not None
+    assert result.schema.classes == (ClassKeypoints(), PERSON)
+    assert {image.keypoints.shape[1] for image in result.train.images} == {17}
+    with pytest.raises(InputError, match=r"no train split; .* annotations/instances_train2017"):
+        read_dataset(root, "coco", report=None, task="segmentation")

@@ -14,7 +14,7 @@ Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("cv2")
 pytest.importorskip("onnxruntime")
 
-DEMO = Path(__file__).parents[2] / "rfdetr_edge/demo"
+DEMO = Path(__file__).parents[2] / "rfdetr_edge/demo/cells"
 PHOTO = DEMO / "BloodImage_00007.jpg"
 FLOAT = np.dtype(np.float32)
 
@@ -207,3 +207,79 @@ def test_after_closing_nothing_runs(detector):
     detector.close()
     with pytest.raises(BackendError, match="closed"):
         detector.predict(PHOTO)
+
+
+def extra_detector(tmp_path, task, batch=None):
+    extra = {"segmentation": {"masks": "masks"}, "keypoint": {"keypoints": "keypoints"}}[task]
+    document = metadata(task=task).to_json()
+    path = tmp_path / f"{task}-{batch}.onnx"
+    return Detector(save_detector(path, batch=batch, metadata_json=document, **extra))
+
+
+def test_masks_are_in_the_pixels_of_each_image(tmp_path):
+    detector = extra_detector(tmp_path, "segmentation")
+    photo = read_image(PHOTO, upright=True)
+    images = [photo, photo[:101, :203], photo[:17]]
+    for result, image in zip(detector.predict(images, threshold=0.2), images, strict=True):
+        alone = detector.predict(image, threshold=0.2)
+        assert_same(result, alone)
+        assert result.mask.shape == (len(alone), *image.shape[:2])
+        assert (result.mask != alone.mask).mean() < 1e-4  # logits that are 0 but for rounding
+        assert 0 < result.mask.mean() < 1
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_keypoints_are_in_the_pixels_of_each_image(tmp_path, batch):
+    detector = extra_detector(tmp_path, "keypoint", batch)
+    photo = read_image(PHOTO, upright=True)
+    images = [photo, photo[:101, :203], photo[:17]]
+    for result, image in zip(detector.predict(images, threshold=0.1), images, strict=True):
+        alone = detector.predict(image, threshold=0.1)
+        assert_same(result, alone)
+        assert result.keypoints.shape == (len(alone), 3, 2)
+        np.testing.assert_allclose(result.keypoints, alone.keypoints, atol=1e-2)
+        np.testing.assert_allclose(result.covariance, alone.covariance, rtol=1e-3)
+        assert len(result) > 0
+
+
+def test_nothing_over_the_threshold_gives_empty_arrays_of_the_right_rank(tmp_path):
+    masked = extra_detector(tmp_path, "segmentation").predict(PHOTO, threshold=1.0)
+    assert (masked.xyxy.shape, masked.mask.shape) == ((0, 4), (0, 480, 640))
+    pointed = extra_detector(tmp_path, "keypoint").predict(PHOTO, threshold=1.0)
+    assert (pointed.keypoints.shape, pointed.covariance.shape) == ((0, 3, 2), (0, 3, 2, 2))
+
+
+def broken_detector(tmp_path, task, place, value):
+    """A real detector, one number of whose masks or keypoints is another."""
+    session = extra_detector(tmp_path, task)._session
+    name = session.outputs[-1].name
+
+    def run(feeds):
+        outputs = session.run(feeds)
+        outputs[name][place] = value
+        return outputs
+
+    fake = FakeSession(run, session.inputs, session.outputs, session.metadata_json)
+    return Detector.from_session(fake)
+
+
+@pytest.mark.parametrize(
+    ("task", "channel", "value"),
+    [
+        ("segmentation", 3, np.nan),
+        ("keypoint", 0, np.nan),
+        ("keypoint", 1, np.inf),
+        ("keypoint", 4, np.nan),
+    ],
+)
+def test_masks_and_keypoints_that_are_no_numbers_are_an_error(tmp_path, task, channel, value):
+    detector = broken_detector(tmp_path, task, (0, 5, 2, channel), value)
+    with pytest.raises(BackendError, match="gave NaN or infinity on fake"):
+        detector.predict(PHOTO)
+
+
+def test_extreme_uncertainty_is_no_error(tmp_path):
+    detector = broken_detector(tmp_path, "keypoint", (0, slice(None), slice(None), 4), np.inf)
+    found = detector.predict(PHOTO, threshold=0.0)
+    assert len(found) > 0
+    assert np.isnan(found.covariance).all()

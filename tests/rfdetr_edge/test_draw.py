@@ -1,11 +1,13 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from rfdetr_edge import Detections
+from rfdetr_edge import Detections, InputError, Masks
 from rfdetr_edge.classes import named_classes
 from rfdetr_edge.draw import class_colour, draw, text_colour
+from rfdetr_edge.keypoint_schema import KeypointSchema, class_keypoints
 
 CLASSES = named_classes("contiguous", ["cell", "größe"])
 
@@ -82,3 +84,73 @@ def test_labels_stay_inside_the_picture(box, class_id):
 
 def test_a_picture_of_one_pixel_is_no_trouble():
     assert draw(grey(1, 1), detections([[0, 0, 1, 1]], size=(1, 1))).shape == (1, 1, 3)
+
+
+def test_a_mask_tints_what_lies_under_it_and_nothing_else():
+    logits = np.full((1, 24, 32), -1.0, np.float32)
+    logits[0, 10:14, 12:18] = 1.0  # y 100 to 140, x 120 to 180
+    found = replace(detections([[50, 60, 200, 180]]), masks=Masks(logits, (240, 320)))
+    drawn = draw(grey(240, 320), found)
+    inside = found.mask[0]
+    assert (drawn[120, 150] == np.rint(100 + 0.45 * (np.array(class_colour(0)) - 100.0))).all()
+    assert (drawn[inside] != 100).any(axis=1).all()
+    np.testing.assert_array_equal(
+        drawn[~inside], draw(grey(240, 320), detections([[50, 60, 200, 180]]))[~inside]
+    )
+
+
+SCHEMA = KeypointSchema((class_keypoints(["start", "middle", "end"], ((0, 1), (1, 2))),))
+
+
+def pointed(points, confidence, variance=0.0):
+    covariance = np.zeros((1, 3, 2, 2), np.float32)
+    covariance[..., [0, 1], [0, 1]] = variance
+    return replace(
+        detections([[50, 60, 200, 180]]),
+        schema=SCHEMA,
+        keypoints=np.array([points], np.float32),
+        keypoint_confidence=np.array([confidence], np.float32),
+        keypoint_precision=np.zeros((1, 3, 3), np.float32),
+        covariance=covariance,
+    )
+
+
+def changed(found):
+    """Where keypoints were drawn: (H, W) bool."""
+    plain = draw(grey(240, 320), detections(found.xyxy))
+    return (draw(grey(240, 320), found) != plain).any(axis=2)
+
+
+def test_points_are_dots_and_the_skeleton_joins_them():
+    drawn = changed(pointed([[80, 100], [120, 100], [160, 140]], [0.9, 0.9, 0.9]))
+    for x, y in ((80, 100), (120, 100), (160, 140), (100, 100), (140, 120)):
+        assert drawn[y, x]
+    assert not drawn[150:].any()
+
+
+def test_a_point_that_cannot_be_found_is_not_drawn_nor_joined():
+    drawn = changed(pointed([[80, 100], [120, 100], [160, 140]], [0.9, 0.9, 0.5]))
+    assert drawn[100, 100]
+    assert not drawn[110:].any()
+
+
+def test_an_ellipse_is_one_standard_deviation_of_a_point():
+    points = [[150, 120], [0, 0], [0, 0]]
+    share = 150 * 120 / (240 * 320)
+    drawn = changed(pointed(points, [0.9, 0, 0], variance=30**2 / share))
+    for x, y in ((180, 120), (120, 120), (150, 150), (150, 90)):
+        assert drawn[y - 1 : y + 2, x - 1 : x + 2].any()
+    assert not changed(pointed(points, [0.9, 0, 0]))[120, 170:].any()
+    assert not changed(pointed(points, [0.9, 0, 0], variance=np.nan))[120, 170:].any()
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e38, np.nan])
+@pytest.mark.parametrize("place", [-1e30, 0, 319.6, 1e30])
+def test_points_anywhere_are_no_trouble(place, variance):
+    found = pointed([[place, place]] * 3, [0.9] * 3, variance)
+    assert draw(grey(240, 320), found).shape == (240, 320, 3)
+
+
+def test_a_picture_of_another_size_is_refused():
+    with pytest.raises(InputError, match=r"\(120, 160\), but the detections .* \(240, 320\)"):
+        draw(grey(120, 160), detections([[50, 60, 200, 180]]))

@@ -1,22 +1,29 @@
 import copy
 import json
 import math
+import re
 import shutil
 
 import numpy as np
 import pytest
 from graphs import CELLS, metadata, save_detector
+from graphs import SCHEMA as GRAPH_SCHEMA
 
 from rfdetr_edge import Detections, InputError, demo
 from rfdetr_edge.classes import named_classes
 from rfdetr_edge.cli import main
+from rfdetr_edge.images import write_image
+from rfdetr_edge.keypoint_schema import PERSON, KeypointSchema, class_keypoints
+from rfdetr_edge.masks import Masks
 
 pytest.importorskip("pycocotools")
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rfdetr_edge.annotations import read_annotations
-from rfdetr_edge.evaluation import average_precision
+from rfdetr_edge.evaluation import average_precision, encoded, every_precision
+from rfdetr_edge.f1 import best_threshold
 
 PHOTOS = demo.photo_paths()
 SIZE = (480, 640)
@@ -163,6 +170,268 @@ def test_a_file_that_is_no_annotation_file_is_an_error(write, content, message):
         average_precision(write(content), {1: detections()})
 
 
+def reference(document, results, kind, sigmas=None, category_id=None):
+    """AP, AP50, AP75 and AR of a plain run of pycocotools."""
+    truth = COCO()
+    truth.dataset = copy.deepcopy({"info": {}, **document})
+    truth.createIndex()
+    run = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), kind)
+    if sigmas is not None:
+        run.params.kpt_oks_sigmas = np.array(sigmas)
+    if category_id is not None:
+        run.params.catIds = [category_id]
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    return [run.stats[index] for index in ((0, 1, 2, 5) if kind == "keypoints" else (0, 1, 2, 8))]
+
+
+def figures(result):
+    return [result.ap, result.ap50, result.ap75, result.ar]
+
+
+GRID = (24, 32)
+CELLS_OF = np.stack(np.meshgrid(*(np.arange(n) * 20 + 9.5 for n in GRID[::-1])), -1)
+
+
+def blob_logits(box):
+    """The ellipse in a box as logits of a grid of stride 20."""
+    x, y, width, height = box
+    offsets = (CELLS_OF - (x + width / 2, y + height / 2)) / (width / 2, height / 2)
+    return (1 - (offsets**2).sum(-1)).astype(np.float32)
+
+
+def ellipse(box):
+    x, y, width, height = box
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    points = np.stack([x + width * (1 + np.cos(angles)) / 2, y + height * (1 + np.sin(angles)) / 2])
+    return [np.round(points.T, 2).ravel().tolist()]
+
+
+def run_lengths(frame):
+    """A mask as COCO's runs: as text, and as numbers."""
+    code = rle.encode(np.asfortranarray(frame))
+    column = frame.ravel(order="F")
+    starts = np.flatnonzero(np.diff(column, prepend=False))
+    counts = np.diff([0, *starts, column.size]).tolist()
+    size = list(frame.shape)
+    return {"size": size, "counts": code["counts"].decode()}, {"size": size, "counts": counts}
+
+
+def random_box(rng, near=None):
+    x, y, width, height = near or (0, 0, 0, 0)
+    if near is None:
+        return [*rng.uniform(20, 300, 2).round(1), *rng.uniform(60, 160, 2).round(1)]
+    return [v + rng.normal(0, 9) for v in (x, y)] + [v + rng.normal(0, 9) for v in (width, height)]
+
+
+def shuffled_scores(rng, rows):
+    """Random scores, and no order of rows."""
+    return rng.permutation(np.linspace(0.01, 0.99, rows)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def masked():
+    """A document with masks of every form and crowds among them, and detections."""
+    rng = np.random.default_rng(0)
+    boxes = [(1 + n % 3, 1 + n % 2, random_box(rng)) for n in range(24)]
+    content = document(boxes)
+    for number, row in enumerate(content["annotations"]):
+        (frame,) = Masks(blob_logits(row["bbox"])[None], SIZE).to_bool()
+        crowd = number in (4, 9)
+        forms = *run_lengths(frame), ellipse(row["bbox"])
+        segmentation = forms[1 if crowd else number % 3]
+        row.update(segmentation=segmentation, area=int(frame.sum()), iscrowd=int(crowd))
+    found = {}
+    for image in (1, 2, 3):
+        own = [(category - 1, box) for i, category, box in boxes if i == image]
+        guesses = [(slot, random_box(rng, box)) for slot, box in own for _ in range(2)]
+        guesses += [(int(rng.integers(4)), random_box(rng)) for _ in range(6)]
+        xyxy = np.array([[x, y, x + w, y + h] for _, (x, y, w, h) in guesses], np.float32)
+        logits = np.stack([blob_logits(box) for _, box in guesses])
+        slots = np.array([slot for slot, _ in guesses])
+        scores = shuffled_scores(rng, len(guesses))
+        masks = Masks(logits, SIZE)
+        found[image] = Detections(xyxy, scores, slots, CELLS, SIZE, masks=masks)
+    return content, found
+
+
+def mask_results(found):
+    """COCO results from whole frames; background cannot be written."""
+    for image, one in found.items():
+        foreground = one[one.class_id < 3]
+        for row, frame in zip(foreground, foreground.masks.to_bool(), strict=True):
+            category, score = int(row.class_id[0]) + 1, float(row.confidence[0])
+            named = {"image_id": image, "category_id": category, "score": score}
+            yield {**named, "segmentation": run_lengths(frame)[0]}
+
+
+def test_mask_ap_is_that_of_pycocotools(masked):
+    content, found = masked
+    result = average_precision(content, found, kind="segm")
+    expected = reference(content, list(mask_results(found)), "segm")
+    assert figures(result) == pytest.approx(expected, abs=1e-6)
+    assert 0.1 < result.ap < 0.9
+    assert average_precision(content, found).ap != pytest.approx(result.ap)
+
+
+def test_masks_kept_as_run_lengths_give_the_same(masked):
+    content, found = masked
+    kept = {image: encoded(one) for image, one in found.items()}
+    assert all(one.masks is None for one in kept.values())
+    result = every_precision(content, kept)
+    assert list(result) == ["bbox", "segm"]
+    assert result["bbox"] == average_precision(content, found)
+    assert result["segm"] == average_precision(content, found, kind="segm")
+
+
+def test_the_order_of_rows_does_not_matter(masked):
+    content, found = masked
+    ordered = {image: one[np.argsort(-one.confidence)] for image, one in found.items()}
+    assert every_precision(content, ordered) == every_precision(content, found)
+    assert best_threshold(content, ordered) == best_threshold(content, found)
+
+
+BOLT = class_keypoints(tuple("abcde"), sigmas=(0.03, 0.05, 0.08, 0.1, 0.2))
+SCHEMA = KeypointSchema((PERSON, class_keypoints(()), BOLT))  # slots 0 and 2 have points
+POINTS = {1: len(PERSON.names), 3: len(BOLT.names)}
+SIGMAS = {1: PERSON.sigmas, 3: BOLT.sigmas}
+
+
+def random_points(rng, box, count):
+    x, y, width, height = box
+    return np.array([x, y]) + rng.uniform(0, 1, (count, 2)) * (width, height)
+
+
+@pytest.fixture(scope="module")
+def pointed():
+    """A document of 17-point and 5-point classes, marks 0, 1 and 2, a crowd, and detections."""
+    rng = np.random.default_rng(1)
+    boxes = [(1 + n % 3, 1 + 2 * (n % 2), random_box(rng)) for n in range(36)]
+    content = document(boxes)
+    truth = []
+    for number, row in enumerate(content["annotations"]):
+        points = random_points(rng, row["bbox"], POINTS[row["category_id"]])
+        marks = rng.integers(0, 3, len(points)) * (number % 9 != 3)  # some have none labelled
+        truth.append(points)
+        row.update(
+            keypoints=np.column_stack([points, marks]).round(2).ravel().tolist(),
+            num_keypoints=int((marks > 0).sum()),
+            area=row["bbox"][2] * row["bbox"][3] * 0.6,
+            iscrowd=int(number in (7, 12)),
+        )
+    found = {}
+    for image in (1, 2, 3):
+        guesses = []
+        for (i, category, box), points in zip(boxes, truth, strict=True):
+            for spread in (2, 12, 30, 40) if i == image else ():
+                guesses.append((category, random_box(rng, box), rng.normal(points, spread)))
+        for category in (1, 3, 1, 3):
+            box = random_box(rng)
+            guesses.append((category, box, random_points(rng, box, POINTS[category])))
+        guesses.append((2, random_box(rng), np.zeros((0, 2))))  # a class without points
+        keypoints = np.zeros((len(guesses), SCHEMA.widest, 2), np.float32)
+        confidence = np.zeros(keypoints.shape[:2], np.float32)
+        for row, (_, _, points) in enumerate(guesses):
+            keypoints[row, : len(points)] = points
+            confidence[row, : len(points)] = 0.9
+        found[image] = Detections(
+            np.array([[x, y, x + w, y + h] for _, (x, y, w, h), _ in guesses], np.float32),
+            shuffled_scores(rng, len(guesses)),
+            np.array([category - 1 for category, _, _ in guesses]),
+            CELLS,
+            SIZE,
+            schema=SCHEMA,
+            keypoints=keypoints,
+            keypoint_confidence=confidence,
+            keypoint_precision=np.zeros((*confidence.shape, 3), np.float32),
+            covariance=np.zeros((*confidence.shape, 2, 2), np.float32),
+        )
+    return content, found
+
+
+def point_results(found, category):
+    for image, one in found.items():
+        for slot, score, points in zip(one.class_id, one.confidence, one.keypoints, strict=True):
+            if slot == category - 1:
+                own = points[: POINTS[category]].astype(float)
+                flat = np.column_stack([own, np.ones(len(own))]).ravel().tolist()
+                row = {"image_id": image, "category_id": category, "keypoints": flat}
+                yield {**row, "score": float(score)}
+
+
+def by_category(content, found):
+    for category, sigmas in SIGMAS.items():
+        results = list(point_results(found, category))
+        yield reference(content, results, "keypoints", sigmas, category)
+
+
+def test_keypoint_ap_is_that_of_pycocotools_with_the_sigmas_of_each_class(pointed):
+    content, found = pointed
+    result = average_precision(content, found, kind="keypoints")
+    people, bolts = by_category(content, found)
+    assert figures(result) == pytest.approx(np.mean([people, bolts], axis=0), abs=1e-6)
+    assert result.per_class == pytest.approx({"RBC": people[0], "Platelets": bolts[0]}, abs=1e-6)
+    assert all(0.1 < ap < 0.9 for ap in result.per_class.values())
+    assert list(every_precision(content, found)) == ["bbox", "keypoints"]
+
+
+def test_own_sigmas_take_the_place_of_the_schemas_and_choose_the_categories(pointed):
+    content, found = pointed
+    own = (0.2, 0.1, 0.05, 0.05, 0.02)
+    result = average_precision(content, found, kind="keypoints", sigmas={3: own})
+    expected = reference(content, list(point_results(found, 3)), "keypoints", own, 3)
+    assert figures(result) == pytest.approx(expected, abs=1e-6)
+    assert list(result.per_class) == ["Platelets"]
+    with pytest.raises(InputError, match="category 3 has 5 keypoints"):
+        average_precision(content, found, kind="keypoints", sigmas={3: own[:4]})
+
+
+def test_of_keypoints_the_twenty_most_confident_count(pointed):
+    content, found = pointed
+    counts = [None, 20, 5, 100]
+    default, twenty, five, hundred = (
+        average_precision(content, found, kind="keypoints", max_detections=n).ar for n in counts
+    )
+    assert five < default == twenty < hundred
+
+
+def test_an_annotation_without_labelled_points_is_neither_missed_nor_wrong(pointed, write):
+    content, found = pointed
+    content = copy.deepcopy(content)
+    for row, points in zip(content["categories"], SCHEMA.classes, strict=True):
+        row["keypoints"] = list(points.names)
+    for row in content["annotations"]:
+        if row["num_keypoints"] == 0:
+            del row["num_keypoints"], row["keypoints"]
+    result = average_precision(write(content), found, kind="keypoints")
+    assert result == average_precision(*pointed, kind="keypoints")
+
+
+def test_detections_without_masks_or_keypoints_have_none_to_evaluate():
+    for kind in ("segm", "keypoints"):
+        with pytest.raises(InputError, match=f"no {kind} to evaluate"):
+            average_precision(document([]), {1: detections()}, kind=kind)
+
+
+def test_an_annotation_without_a_mask_is_an_error(masked):
+    content, found = masked
+    for missing in ({}, {"segmentation": []}, {"segmentation": None}):
+        first, *rest = (dict(row) for row in content["annotations"])
+        del first["segmentation"]
+        wrong = {**content, "annotations": [{**first, **missing}, *rest]}
+        with pytest.raises(InputError, match=r"annotation 1 .* has no segmentation"):
+            average_precision(wrong, found, kind="segm")
+
+
+def test_another_number_of_keypoints_is_an_error(pointed):
+    content, found = pointed
+    first, *rest = content["annotations"]
+    wrong = {**first, "keypoints": first["keypoints"][:15]}
+    with pytest.raises(InputError, match=r"annotation 1 .* has 15 keypoint numbers, but the 17"):
+        average_precision({**content, "annotations": [wrong, *rest]}, found, kind="keypoints")
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("artifact") / "cells.onnx"
@@ -205,6 +474,70 @@ def test_evaluate_gives_what_pycocotools_gives_for_the_results_file(
     assert main(call) == 0
     assert f"AP 50:95        {result['ap']:.4f}" in (out := capsys.readouterr().out)
     assert f"best threshold  {result['best_threshold']['threshold']:.4f}" in out
+
+
+@pytest.fixture
+def patchwork(tmp_path):
+    """A folder of pictures that the graphs' networks give masks of many forms on."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    for path in PHOTOS:
+        patches = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        write_image(folder / path.name, patches.repeat(80, axis=0).repeat(80, axis=1))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "output", "kind"),
+    [("segmentation", "masks", "segm"), ("keypoint", "keypoints", "keypoints")],
+)
+def test_evaluate_gives_the_figures_of_the_task_beside_those_of_the_boxes(
+    task, output, kind, write, patchwork, tmp_path, capsys
+):
+    described = metadata(num_select=96, task=task).to_json()
+    model = tmp_path / "artifact.onnx"
+    save_detector(model, **{output: output}, metadata_json=described)
+    results_file = tmp_path / "results.json"
+    options = ["--model", str(model), "--coco", str(results_file), "--threshold", "0"]
+    assert main(["predict", str(patchwork), *options]) == 0
+    results = json.loads(results_file.read_text())
+    # Some of what is found is there, and some of that in another form or place.
+    truth = [row for row in results if row["category_id"] != 2][::5]
+    content = document([(row["image_id"], row["category_id"], row["bbox"]) for row in truth])
+    for row, found in zip(content["annotations"], truth, strict=True):
+        row.update(area=5000, iscrowd=0)
+        moved = row["id"] % 3 == 0
+        if kind == "segm":
+            row["segmentation"] = ellipse(row["bbox"]) if moved else found["segmentation"]
+        else:
+            points = np.reshape(found["keypoints"], (-1, 3)) + np.array([8 * moved, 0, 0])
+            row.update(keypoints=points.ravel().tolist(), num_keypoints=len(points))
+    for category, points in zip(content["categories"], GRAPH_SCHEMA.classes, strict=True):
+        category["keypoints"] = list(points.names)
+    annotations = write(content)
+
+    capsys.readouterr()
+    call = ["evaluate", str(model), "--annotations", str(annotations), "--images", str(patchwork)]
+    assert main([*call, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    runs = [(results, None, None)]
+    if kind == "keypoints":
+        runs = [
+            ([row for row in results if row["category_id"] == category], points.sigmas, category)
+            for category, points in enumerate(GRAPH_SCHEMA.classes, start=1)
+            if points.names
+        ]
+    expected = np.mean([reference(content, rows, kind, *rest) for rows, *rest in runs], axis=0)
+    names = ("ap", "ap50", "ap75", "ar")
+    assert [result[kind][name] for name in names] == pytest.approx(expected, abs=1e-6)
+    assert 0.01 < result[kind]["ap"] < 1
+    boxes = [result[name] for name in names]
+    assert boxes == pytest.approx(reference(content, results, "bbox"), abs=1e-6)
+    assert main(call) == 0
+    noun = {"segm": "mask", "keypoints": "keypoint"}[kind]
+    shown = re.search(rf"^{noun} AP 50:95 +(\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert shown[1] == f"{result[kind]['ap']:.4f}"
 
 
 @pytest.mark.parametrize("fault", ["missing", "size"])

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shapes import with_shapes
 
 from rfdetr_edge import demo
 from rfdetr_edge.datasets import Dataset, read_dataset
 from rfdetr_edge.errors import InputError
+from rfdetr_edge.variants import Task
 
 COCO_FILE = "_annotations.coco.json"
 SECTIONS = ("images", "annotations", "categories")
@@ -37,10 +39,10 @@ def _line(document: dict, section: str, index: int) -> int:
 
 
 @pytest.fixture
-def read(tmp_path) -> Callable[[dict | str, dict | str], Dataset]:
+def read(tmp_path) -> Callable[..., Dataset]:
     """Writes both splits of a COCO data set and reads it; faults.txt is the report."""
 
-    def write_and_read(train: dict | str, valid: dict | str) -> Dataset:
+    def write_and_read(train: dict | str, valid: dict | str, task: Task = "detection") -> Dataset:
         for split, content in (("train", train), ("valid", valid)):
             folder = tmp_path / split
             folder.mkdir(exist_ok=True)
@@ -48,7 +50,7 @@ def read(tmp_path) -> Callable[[dict | str, dict | str], Dataset]:
                 shutil.copy(path, folder)
             text = content if isinstance(content, str) else _text(content)
             (folder / COCO_FILE).write_text(text)
-        return read_dataset(tmp_path, "roboflow", report=tmp_path / "faults.txt")
+        return read_dataset(tmp_path, "roboflow", report=tmp_path / "faults.txt", task=task)
 
     return write_and_read
 
@@ -331,3 +333,72 @@ def test_a_yolo_split_without_boxes_or_images_is_refused(yolo):
     shutil.rmtree(yolo / "valid" / "images")
     with pytest.raises(InputError, match="has no valid split"):
         read_dataset(yolo, "yolo", report=None)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+@pytest.mark.parametrize(
+    ("task", "section", "index", "fields", "message"),
+    [
+        ("segmentation", "annotations", 4, {"segmentation": []}, "annotation 5 has no segment"),
+        ("segmentation", "annotations", 3, {"segmentation": []}, "annotation 4 has no segment"),
+        ("segmentation", "annotations", 4, {"segmentation": [[1, 2]]}, "segmentation of annot"),
+        ("keypoint", "annotations", 1, {"keypoints": [1, 2, 3] * 3}, "keypoints of annotation 2"),
+        ("keypoint", "categories", 0, {"skeleton": [[0, 1]]}, "skeleton of category 1 'RBC'"),
+    ],
+)
+def test_what_the_task_needs_is_named_with_file_and_line(
+    read, photos, tmp_path, split, task, section, index, fields, message
+):
+    sound = with_shapes(photos)
+    wrong = copy.deepcopy(sound)
+    wrong[section][index].update(fields)
+    both = (wrong, sound) if split == "train" else (sound, wrong)
+    with pytest.raises(InputError) as caught:
+        read(*both, task)
+    _, *lines = str(caught.value).split("\n")
+    place = f"  {tmp_path / split / COCO_FILE}:{_line(wrong, section, index)}: "
+    assert [line.startswith(place + message) for line in lines] == [True]
+    assert len(read(*both).train.images) == 3  # boxes can do without
+
+
+def test_a_data_set_without_what_the_task_needs_is_refused(read, photos):
+    with pytest.raises(InputError, match="annotation 1 has no segmentation; add masks, or use a"):
+        read(photos, photos, "segmentation")
+    with pytest.raises(InputError, match=r"coco\.json:1: no class has keypoints: a keypoint vari"):
+        read(photos, photos, "keypoint")
+    shapes = with_shapes(photos)
+    for row in shapes["annotations"]:
+        row.pop("keypoints", None)
+    with pytest.raises(InputError, match=r"coco\.json:1: the valid split has no labelled keypoint"):
+        read(with_shapes(photos), shapes, "keypoint")
+
+
+def test_keypoints_that_differ_from_trains_are_refused(read, photos):
+    shapes = with_shapes(photos)
+    other = copy.deepcopy(shapes)
+    other["categories"][1]["keypoints"].append("centre")
+    for row in other["annotations"]:
+        if row["category_id"] == 2 and "keypoints" in row:
+            row["keypoints"] += [1, 1, 2]
+            row["num_keypoints"] += 1
+    line = _line(other, "categories", 1)
+    for train, valid in ((shapes, other), (other, shapes)):
+        with pytest.raises(InputError, match=r"valid.*:\d+: category 2 'WBC' has other keypoints"):
+            read(train, valid, "keypoint")
+    with pytest.raises(InputError, match=rf"valid/{COCO_FILE}:{line}: category 2"):
+        read(shapes, other, "keypoint")
+
+
+def test_a_yolo_data_set_without_what_the_task_needs_is_refused(yolo):
+    label = yolo / "train" / "labels" / f"{FIRST.stem}.txt"
+    with pytest.raises(InputError, match=rf"{label}:1: annotation 1 has no segmentation"):
+        read_dataset(yolo, "yolo", report=None, task="segmentation")
+    with pytest.raises(InputError, match=r"train/images: no class has keypoints: .* by kpt_shape"):
+        read_dataset(yolo, "yolo", report=None, task="keypoint")
+    (yolo / "data.yaml").write_text("names: [RBC, WBC, Platelets]\nkpt_shape: [1, 3]\n")
+    for path in yolo.glob("*/labels/*.txt"):
+        path.write_text("0 0.5 0.5 0.2 0.2 0.4 0.4 2\n")
+    label.write_text("0 0.5 0.5 0.2 0.2 0.4 0.4 0.5\n")
+    with pytest.raises(InputError, match=rf"{label}:1: keypoints of annotation 1 must be marked"):
+        read_dataset(yolo, "yolo", report=None, task="keypoint")
+    assert read_dataset(yolo, "yolo", report=None).schema is None

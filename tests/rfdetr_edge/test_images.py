@@ -18,7 +18,7 @@ cv2 = pytest.importorskip("cv2")
 Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")
 
-PHOTO = Path(__file__).parents[2] / "rfdetr_edge/demo/BloodImage_00007.jpg"
+PHOTO = Path(__file__).parents[2] / "rfdetr_edge/demo/cells/BloodImage_00007.jpg"
 JPEG = PHOTO.read_bytes()
 
 

@@ -200,7 +200,7 @@ def test_an_absent_file_that_is_not_published_is_refused(home, tmp_path):
 
 
 def test_every_published_name_has_an_address_and_an_md5():
-    assert len(PUBLISHED) == 6
+    assert len(PUBLISHED) == 14
     for name, published in PUBLISHED.items():
         assert published.filename == name
         assert published.url.startswith("https://")

@@ -1,6 +1,7 @@
 import json
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from rfdetr_edge import Detections, InputError, demo
 from rfdetr_edge.classes import named_classes
 from rfdetr_edge.images import read_image
+from rfdetr_edge.masks import Masks
 from rfdetr_edge.sinks import annotated, coco_image_ids, coco_results, json_lines
 from rfdetr_edge.sources import Frame
 from rfdetr_edge.video import VideoReader
@@ -51,6 +53,19 @@ def test_json_lines_of_photos_and_of_video_frames(tmp_path):
         {"image": "a.jpg", **expected},
         {"image": "v.mp4", "frame": 1, "time": 0.1, **expected},
     ]
+
+
+def test_masks_are_written_as_run_lengths(tmp_path):
+    logits = np.zeros((1, 4, 4), np.float32)
+    logits[0, 1, 2] = 1.0
+    masked = replace(found(), masks=Masks(logits, PHOTO.shape[:2]))
+    with json_lines(tmp_path / "a.jsonl") as write:
+        write(photo("a"), masked)
+    with coco_results(tmp_path / "a.json", {"a": 7}) as write:
+        write(photo("a"), masked)
+    (rle,) = masked.masks.to_rle()
+    assert json.loads((tmp_path / "a.jsonl").read_text())["detections"][0]["mask"] == rle
+    assert json.loads((tmp_path / "a.json").read_text())[0]["segmentation"] == rle
 
 
 def test_coco_results_carry_the_category_ids_of_the_data_set(tmp_path):

@@ -90,14 +90,59 @@ def test_a_polygon_becomes_its_bounds(tmp_path, photos):
     assert image.labels.tolist() == [2]
 
 
-@pytest.mark.parametrize(("each", "points"), [(2, "0.5 0.5 0 0"), (3, "0.5 0.5 2 0 0 0")])
-def test_a_line_with_keypoints_gives_its_box(tmp_path, photos, each, points):
-    root = _write(tmp_path, photos, f"{NAMES}kpt_shape: [2, {each}]\nflip_idx: [1, 0]\n")
+def test_a_polygon_is_a_mask(tmp_path, photos):
+    root = _write(tmp_path, photos)
+    for path in root.glob("*/labels/*.txt"):
+        path.write_text("2 0.5 0.25 0.75 0.5 0.25 0.75 0.5 0.5")
+    image = read_dataset(root, "yolo", report=None, task="segmentation").train.images[0]
+    assert image.segmentations == ([[320, 120, 480, 240, 160, 360, 320, 240]],)
+
+
+def _with_points(root: Path, points: str) -> Path:
+    """Every line with these points."""
     for path in root.glob("*/labels/*.txt"):
         lines = path.read_text().split("\n")
         path.write_text("\n".join(f"{line} {points}" for line in lines if line))
-    read = read_dataset(root, "yolo", report=None)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("each", "points", "expected"),
+    [
+        (2, "0.5 0.25 0 0", [[320, 120, 2], [0, 0, 0]]),
+        (2, "0 0.5 0.75 0", [[0, 240, 2], [480, 0, 2]]),
+        (3, "0.5 0.25 2 0.25 0.5 1", [[320, 120, 2], [160, 240, 1]]),
+        (3, "0.5 0.25 0 0 0 2", [[320, 120, 0], [0, 0, 2]]),
+    ],
+)
+def test_a_line_with_keypoints_gives_its_box_and_its_points(
+    tmp_path, photos, each, points, expected
+):
+    root = _write(tmp_path, photos, f"{NAMES}kpt_shape: [2, {each}]\nflip_idx: [1, 0]\n")
+    read = read_dataset(_with_points(root, points), "yolo", report=None, task="keypoint")
     assert sum(len(image.boxes) for image in read.train.images) == len(photos["annotations"])
+    for image in read.train.images:
+        assert (image.keypoints == np.array(expected, np.float32)).all()
+    boxes = read_dataset(root, "yolo", report=None)
+    np.testing.assert_array_equal(boxes.train.images[0].boxes, read.train.images[0].boxes)
+    assert {row["num_keypoints"] for row in read.valid.document["annotations"]} == {
+        sum(v > 0 for _, _, v in expected)
+    }
+
+
+@pytest.mark.parametrize(
+    ("flips", "pairs"),
+    [("", ()), ("flip_idx: [0, 3, 2, 1]", ((1, 3),)), ("flip_idx: [1, 0, 3, 2]", ((0, 1), (2, 3)))],
+)
+def test_all_classes_have_the_points_of_the_data_file(tmp_path, photos, flips, pairs):
+    root = _write(tmp_path, photos, f"{NAMES}kpt_shape: [4, 2]\n{flips}\n")
+    _with_points(root, "0.5 0.5 " * 4)
+    schema = read_dataset(root, "yolo", report=None, task="keypoint").schema
+    assert schema is not None
+    assert schema.counts == (4, 4, 4)
+    assert schema.classes[0] == schema.classes[2]
+    assert schema.classes[0].names == ("point 0", "point 1", "point 2", "point 3")
+    assert schema.classes[0].flip_pairs == pairs
 
 
 def test_an_image_without_a_label_file_has_no_boxes(tmp_path, photos):
@@ -117,6 +162,10 @@ def test_an_image_without_a_label_file_has_no_boxes(tmp_path, photos):
         ("names: RBC\n", r"data\.yaml:1: names must be a list"),
         (NAMES + "kpt_shape: 17\n", r"data\.yaml:2: kpt_shape must be \[K, 2\] or \[K, 3\]"),
         (NAMES + "kpt_shape: [2, 4]\n", r"data\.yaml:2: kpt_shape must be"),
+        (NAMES + "kpt_shape: [2, 2]\nflip_idx: [0]\n", r"data\.yaml:3: flip_idx must name each"),
+        (NAMES + "kpt_shape: [3, 2]\nflip_idx: [1, 2, 0]\n", r"data\.yaml:3: flip_idx must"),
+        (NAMES + "kpt_shape: [2, 2]\nflip_idx: [1, 2]\n", r"data\.yaml:3: flip_idx must name"),
+        (NAMES + "kpt_shape: [2, 2]\nflip_idx: [a, b]\n", r"data\.yaml:3: flip_idx must name"),
         ("names: [", r"data\.yaml cannot be read as YAML"),
         ("names: " + "[" * 3000, r"data\.yaml cannot be read as YAML"),
         ("names: [RBC, WBC, RBC]\n", r"data\.yaml:1: two categories have the name 'RBC'"),
