@@ -3,7 +3,8 @@
 import copy
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -31,20 +32,20 @@ def probe_batch_size(
 ) -> tuple[int, int]:
     """(batch_size, grad_accum_steps) for `batch_size="auto"`. The network is not changed.
 
-    side: the largest square of the run, in pixels. autocast: the type of
-    mixed precision, None for float32. Raises NeedsCuda where the device is no CUDA one,
-    InputError when not even one image fits.
+    side: the largest square of the run, in pixels. autocast: the type of mixed precision, None for
+    float32. Raises NeedsCuda where the device is no CUDA one, InputError when not even one image
+    fits.
     """
     if device.type != "cuda":
         raise NeedsCuda(
             f"batch_size='auto' measures a CUDA device's memory, and this run is on {device}; "
             "give a number"
         )
-    probe = copy.deepcopy(network).train()
+    probe, weights = copy.deepcopy(network).train(), config.coefficients
 
     def fits(count: int) -> bool:
         try:
-            synthetic_step(probe.to(device), count, side=side, autocast=autocast)
+            synthetic_step(probe.to(device), count, weights, side=side, autocast=autocast)
         except torch.cuda.OutOfMemoryError:
             return False
         finally:
@@ -77,7 +78,14 @@ def batch_plan(largest: int, config: TrainConfig) -> tuple[int, int]:
     return size, math.ceil(config.auto_batch_target_effective / size)
 
 
-def synthetic_step(network: RFDETR, count: int, *, side: int, autocast: torch.dtype | None) -> None:
+def synthetic_step(
+    network: RFDETR,
+    count: int,
+    coefficients: Mapping[str, float],
+    *,
+    side: int,
+    autocast: torch.dtype | None,
+) -> None:
     """Takes the memory of a training step on `count` images, without the update.
 
     Forward, losses and gradients beside AdamW's two moments. Weights and `.grad` stay as they are.
@@ -88,9 +96,22 @@ def synthetic_step(network: RFDETR, count: int, *, side: int, autocast: torch.dt
     images = torch.randn(count, 3, side, side, device=device)
     boxes = torch.rand(_TARGETS, 4, device=device) * 0.2 + 0.4
     labels = torch.randint(network.slots, (_TARGETS,), device=device)
+    masks: Any = [None] * count
+    points = masks
+    if network.variant.task == "segmentation":
+        masks = torch.ones(count, _TARGETS, side, side, dtype=torch.bool, device=device)
+    elif network.variant.task == "keypoint":
+        points = torch.rand(count, _TARGETS, max(network.keypoint_counts), 3, device=device)
+    rows = zip(masks, points, strict=True)
+    targets = [Target(boxes, labels, 0, (1, 1), *row) for row in rows]
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         output = network(images)
-    targets = [Target(boxes, labels, 0, (1, 1))] * count
-    losses = detection_losses(output, targets, groups=network.variant.groups)
-    torch.autograd.grad(total_loss(losses), trained, allow_unused=True)
+    losses = detection_losses(
+        output,
+        targets,
+        groups=network.variant.groups,
+        keypoint_counts=network.keypoint_counts,
+        coefficients=coefficients,
+    )
+    torch.autograd.grad(total_loss(losses, coefficients), trained, allow_unused=True)
     del moments  # not before the gradients

@@ -3,7 +3,7 @@
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,14 +13,23 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rfdetr_edge.datasets import Dataset, Split
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.errors import InputError
-from rfdetr_edge.evaluation import average_precision
+from rfdetr_edge.evaluation import Kind, average_precision
 from rfdetr_edge.f1 import best_threshold
-from trainer.checkpoint import save_checkpoint
+from rfdetr_edge.variants import Task
 from trainer.checkpoint_file import write_file
 from trainer.config import ModelConfig, TrainConfig
 from trainer.module import DetectionModule, Evaluated
 
 logger = logging.getLogger(__name__)
+
+# What is compared with the annotations, and upstream's names of its AP and AR. The weights are the
+# best by what comes last; by "mar" they are, with masks, those of the best boxes (training.md 7).
+_BOXES: tuple[Kind, str, str] = ("bbox", "mAP", "mAR")
+_MEASURES: dict[Task, tuple[tuple[Kind, str, str], ...]] = {
+    "detection": (_BOXES,),
+    "segmentation": (_BOXES, ("segm", "segm_mAP", "segm_mAR")),
+    "keypoint": (_BOXES, ("keypoints", "keypoint_map", "keypoint_mar")),
+}
 
 
 class BestWeights(pl.Callback):
@@ -31,10 +40,10 @@ class BestWeights(pl.Callback):
     """
 
     def __init__(self, dataset: Dataset, model: ModelConfig, config: TrainConfig) -> None:
-        self._dataset = dataset
-        self._model = model
-        self._config = config
+        self._dataset, self._config = dataset, config
+        self._measures = _MEASURES[model.row.task]
         self._best = -1.0
+        self._smoothed: float | None = None
         self._reference = -1.0  # what early stopping wants to see beaten by its min_delta
         self._stale = 0
         self._evaluated: list[Evaluated] = []
@@ -51,7 +60,6 @@ class BestWeights(pl.Callback):
             trainer.check_val_every_n_epoch = 1
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forgets the last epoch's detections."""
         self._evaluated = []
 
     on_test_epoch_start = on_validation_epoch_start
@@ -59,21 +67,22 @@ class BestWeights(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Collects what was found."""
         self._evaluated.append(outputs)
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the metrics; saves the weights when they are the best."""
+        kind, ap, ar = self._measures[-1]
+        own, recall = f"val/{ap}_50_95", "val/mAR" if kind == "segm" else f"val/{ar}"
         metrics = self._metrics("val", self._dataset.valid)
         for name, value in metrics.items():
-            pl_module.log(name, value, prog_bar=name == "val/mAP_50_95", rank_zero_only=True)
+            on_bar = name in ("val/mAP_50_95", own)
+            pl_module.log(name, value, prog_bar=on_bar, rank_zero_only=True)
         epoch = trainer.current_epoch
-        logger.info(
-            "epoch %d: valid AP50:95 %.4f, AP50 %.4f, loss %.4f",
-            *(epoch, metrics["val/mAP_50_95"], metrics["val/mAP_50"], metrics["val/loss"]),
-        )
+        shown = {name: metrics[name] for name in ("val/mAP_50_95", own, "val/mAP_50", "val/loss")}
+        text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        logger.info("epoch %d: %s", epoch, text)
         if not math.isfinite(metrics["val/loss"]):
             raise InputError(
                 f"the weights became NaN or infinite in epoch {epoch}: start again with a lower lr "
@@ -83,10 +92,16 @@ class BestWeights(pl.Callback):
         last = epoch + 1 == self._config.epochs
         if epoch < self._config.skip_best_epochs and not last:
             return
-        value = metrics["val/mAR" if self._config.best_model_metric == "mar" else "val/mAP_50_95"]
+        value = metrics[recall if self._config.best_model_metric == "mar" else own]
+        alpha = self._config.smooth_alpha if self._smoothed is not None else 0.0
+        value = self._smoothed = alpha * (self._smoothed or 0.0) + (1 - alpha) * value
         if value > self._best:
             self._best = value
-            self._save(trainer, pl_module)
+            assert isinstance(pl_module, DetectionModule)
+            source = "ema" if self._config.use_ema else "regular"
+            if trainer.is_global_zero:
+                pl_module.save(self._config.output_dir / f"checkpoint_best_{source}.pth", epoch)
+                pl_module.save(self.path, epoch)
         if value >= self._reference + self._config.early_stopping_min_delta:
             self._reference, self._stale = value, 0
         else:
@@ -104,10 +119,12 @@ class BestWeights(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to judge its epochs."""
-        return {"best": self._best, "reference": self._reference, "stale": self._stale}
+        judged = {"best": self._best, "reference": self._reference, "stale": self._stale}
+        return {**judged, "smoothed": self._smoothed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the best metric of the resumed run, unless its weights lie in another folder."""
+        self._smoothed = state_dict["smoothed"]
         if self.path.is_file():
             self._best, self._stale = state_dict["best"], state_dict["stale"]
             self._reference = state_dict["reference"]
@@ -119,37 +136,19 @@ class BestWeights(pl.Callback):
         for batch in batches:
             found.update(batch.found)
         targets = sum(batch.targets for batch in batches)
-        result = average_precision(split.document, found, max_detections=self._config.eval_max_dets)
+        metrics = {"loss": sum(batch.loss for batch in batches) / max(targets, 1)}
+        for kind, ap, ar in self._measures:
+            most = None if kind == "keypoints" else self._config.eval_max_dets
+            result = average_precision(split.document, found, kind=kind, max_detections=most)
+            levels = {"50_95": result.ap, "50": result.ap50, "75": result.ap75}
+            metrics |= {f"{ap}_{level}": value for level, value in levels.items()}
+            metrics[ar] = result.ar
+            if kind == "bbox":
+                metrics |= {f"AP/{name}": value for name, value in result.per_class.items()}
         sweep = best_threshold(split.document, found)
-        return {
-            f"{prefix}/loss": sum(batch.loss for batch in batches) / max(targets, 1),
-            f"{prefix}/mAP_50_95": result.ap,
-            f"{prefix}/mAP_50": result.ap50,
-            f"{prefix}/mAP_75": result.ap75,
-            f"{prefix}/mAR": result.ar,
-            f"{prefix}/F1": sweep.f1,
-            f"{prefix}/precision": sweep.precision,
-            f"{prefix}/recall": sweep.recall,
-            f"{prefix}/best_threshold": sweep.threshold,
-            **{f"{prefix}/AP/{name}": ap for name, ap in result.per_class.items()},
-        }
-
-    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        assert isinstance(pl_module, DetectionModule)
-        source: Literal["ema", "regular"] = "ema" if self._config.use_ema else "regular"
-        best = self._config.output_dir / f"checkpoint_best_{source}.pth"
-        for path in (best, self.path):
-            save_checkpoint(
-                path,
-                pl_module.network,
-                classes=self._dataset.classes,
-                model=self._model,
-                train=self._config,
-                epoch=trainer.current_epoch,
-                source=source,
-            )
+        metrics |= {"F1": sweep.f1, "precision": sweep.precision, "recall": sweep.recall}
+        metrics["best_threshold"] = sweep.threshold
+        return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
 class EpochFiles(Checkpoint):

@@ -4,15 +4,12 @@ import argparse
 import logging
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rfdetr_edge.commands import Command
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.variants import VARIANTS
-
-_MODEL_SETTINGS = {"resolution", "num_classes", "pretrain_weights", "device", "freeze_encoder"}
 
 # option, setting, type, help
 _OPTIONS = (
@@ -48,16 +45,18 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from trainer.config import TrainConfig, checked, model_config
+    from trainer.config import ModelConfig, model_config, train_config
 
     settings = _settings(vars(arguments))
     variant = str(settings.pop("model", ""))
     if variant not in VARIANTS:
         raise InputError(f"name a model with --model: {', '.join(VARIANTS)}; not {variant!r}")
-    model = {name: settings.pop(name) for name in _MODEL_SETTINGS & set(settings)}
+    model = {
+        name: settings.pop(name) for name in {*ModelConfig.model_fields} & {*settings} - {"variant"}
+    }
     # before torch and Lightning, which take seconds to load
-    checked(partial(model_config, variant), model)
-    checked(TrainConfig, settings)
+    model_config(variant, **model)
+    train_config(VARIANTS[variant].task, **settings)
     from trainer.rfdetr import CLASSES
 
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning starts the other processes so
@@ -88,7 +87,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
             settings[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"--set {name}: {value!r} is no YAML value") from None
-    if str(settings.get("pretrain_weights")).lower() == "none" and "pretrain_weights" in settings:
+    if str(settings.get("pretrain_weights", "")).lower() == "none":
         settings["pretrain_weights"] = None
     return settings
 

@@ -4,7 +4,7 @@ Upstream documents many more settings (training.md section 12). Those that are c
 accepted at their value only, so that existing calls work and no call is silently ignored.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,11 +19,12 @@ from pydantic import (
 )
 
 from rfdetr_edge.errors import InputError
-from rfdetr_edge.variants import VARIANTS, Variant
+from rfdetr_edge.keypoint_schema import TRACE_ALPHA
+from rfdetr_edge.variants import VARIANTS, Task, Variant
 from rfdetr_edge.yaml_file import read_yaml
 from trainer.data.augmentation import Augmentation, advice, read_augmentation
 
-T = TypeVar("T")
+S = TypeVar("S", bound="_Settings")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -54,11 +55,10 @@ class _Settings(BaseModel):
             elif name not in constants:
                 hint = advice(name, [*cls.model_fields, *constants])
                 raise ValueError(f"{cls.__name__} has no setting {name!r}; {hint}")
-            elif value != constants[name][0]:
-                fixed, home = constants[name]
+            elif value != (fixed := constants[name][0]):
                 raise ValueError(
                     f"{name} is {fixed!r} here and cannot be set to {value!r}; "
-                    f"leave it out ({home})"
+                    f"leave it out ({constants[name][1]})"
                 )
         return kept
 
@@ -77,6 +77,8 @@ class ModelConfig(_Settings):
     pretrain_weights: a checkpoint, or the bare name of a published file; None is random weights.
     device: "cpu", "cuda", "cuda:1", "mps".
     freeze_encoder: trains everything but the encoder.
+    num_keypoints_per_class: of a keypoint variant, by class slot; a data set's replace them.
+    postprocess_trace_alpha: how much uncertain keypoints lower a detection's confidence.
     """
 
     variant: str = Field(frozen=True)
@@ -85,6 +87,8 @@ class ModelConfig(_Settings):
     pretrain_weights: str | None = None
     device: str = "cpu"
     freeze_encoder: bool = False
+    num_keypoints_per_class: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    postprocess_trace_alpha: Rate = TRACE_ALPHA
 
     @classmethod
     def _constants(cls, values: Mapping[str, Any]) -> Mapping[str, tuple[Any, str]]:
@@ -103,6 +107,11 @@ class ModelConfig(_Settings):
     def _fits(self) -> "ModelConfig":
         if not self.row.accepts(self.resolution):
             raise ValueError(misfit(self.row, self.resolution))
+        if any(self.num_keypoints_per_class) != (self.row.task == "keypoint"):
+            raise ValueError(
+                f"num_keypoints_per_class {self.num_keypoints_per_class} does not fit "
+                f"{self.variant}, a {self.row.task} variant"
+            )
         return self
 
     def adopt(self, **values: Any) -> None:
@@ -133,10 +142,10 @@ class ModelConfig(_Settings):
         return self.row.position_grid_at(self.resolution)
 
 
-def checked(build: Callable[..., T], settings: Mapping[str, Any]) -> T:
-    """`build(**settings)`, whose first validation error becomes an InputError of one line."""
+def checked(kind: type[S], settings: Mapping[str, Any]) -> S:
+    """`kind(**settings)`, whose first validation error becomes an InputError of one line."""
     try:
-        return build(**settings)
+        return kind(**settings)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -145,18 +154,37 @@ def checked(build: Callable[..., T], settings: Mapping[str, Any]) -> T:
 
 
 def model_config(variant: str, **settings: Any) -> ModelConfig:
-    """The settings of a variant; what is not given is the variant's own and not marked as set."""
-    if variant not in VARIANTS:
-        raise InputError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-    row = VARIANTS[variant]
-    own = {
-        "resolution": row.resolution,
-        "num_classes": row.num_classes,
-        "pretrain_weights": row.weights.filename if row.weights else None,
-    }
-    config = ModelConfig(**{**own, **settings, "variant": variant})
+    """The settings of a variant; what is not given is the variant's own and not marked as set.
+
+    Raises InputError, of one line, for settings that do not fit.
+    """
+    own = {}
+    if row := VARIANTS.get(variant):
+        own = {
+            "resolution": row.resolution,
+            "num_classes": row.num_classes,
+            "pretrain_weights": row.weights.filename if row.weights else None,
+            "num_keypoints_per_class": list(row.keypoint_counts),
+        }
+    config = checked(ModelConfig, {**own, **settings, "variant": variant})
     config.model_fields_set.intersection_update(settings)
     return config
+
+
+# What upstream's settings class of a task has instead of the defaults below.
+_DEFAULTS: Mapping[Task, Mapping[str, Any]] = {
+    "keypoint": {
+        "cls_loss_coef": 2.0,
+        **{f"keypoint_{part}_loss_coef": 1.0 for part in ("l1", "findable", "visible", "nll")},
+        "skip_best_epochs": 10,
+        "smooth_alpha": 0.5,
+    }
+}
+
+
+def train_config(task: Task, **settings: Any) -> "TrainConfig":
+    """The settings of a run; what is not given has the task's default. Errors: `model_config`."""
+    return checked(TrainConfig, {**_DEFAULTS.get(task, {}), **settings})
 
 
 def misfit(row: Variant, side: int) -> str:
@@ -186,6 +214,11 @@ class TrainConfig(_Settings):
     aug_config: see trainer/data/augmentation.py. scale_jitter: resize and crop half the images.
     antialias: the resize of training and validation, which the checkpoint passes on.
     ema_decay, ema_tau: weight average and its warm-up in optimizer steps (0: none).
+    cls_loss_coef and the other _coef: weights of the losses; `train_config` has a keypoint
+        variant's own.
+    keypoint_flip_pairs: flat list of the points that a mirror image swaps, [1, 2, 3, 4]; left out,
+        left_x and right_x are pairs. keypoint_oks_sigmas: one a point, for OKS.
+    smooth_alpha: share of the last smoothed metric in the one that chooses the best weights.
     eval_interval: epochs between validations; the last epoch is always validated.
     checkpoint_interval: epochs between kept checkpoint_<epoch>.ckpt; last.ckpt is every epoch's.
     resume: a last.ckpt, or "last" for that of output_dir.
@@ -211,6 +244,15 @@ class TrainConfig(_Settings):
     lr_scheduler: Literal["step", "cosine"] = "step"
     lr_scheduler_kwargs: dict[Literal["lr_drop", "min_factor"], Rate] = Field(default_factory=dict)
     warmup_epochs: Rate = 0.0
+    cls_loss_coef: Rate = 1.0
+    mask_ce_loss_coef: Rate = 5.0
+    mask_dice_loss_coef: Rate = 5.0
+    keypoint_l1_loss_coef: Rate = 0.0
+    keypoint_findable_loss_coef: Rate = 0.0
+    keypoint_visible_loss_coef: Rate = 0.0
+    keypoint_nll_loss_coef: Rate = 0.0
+    keypoint_flip_pairs: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    keypoint_oks_sigmas: list[Annotated[float, Field(gt=0)]] | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     multi_scale: Literal["off", "per-batch"] | bool = "per-batch"
     expanded_scales: bool = True
@@ -226,6 +268,7 @@ class TrainConfig(_Settings):
     early_stopping_patience: Count = 10
     early_stopping_min_delta: Rate = 0.001
     skip_best_epochs: Annotated[int, Field(ge=0)] = 0
+    smooth_alpha: Annotated[float, Field(ge=0, lt=1)] = 0.0
     best_model_metric: Literal["map", "mar"] = "map"
     eval_interval: Count = 1
     eval_max_dets: Count = 500
@@ -257,6 +300,28 @@ class TrainConfig(_Settings):
     @classmethod
     def _no_seed_is_42(cls, value: Any) -> Any:
         return 42 if value is None else value
+
+    @field_validator("keypoint_flip_pairs")
+    @classmethod
+    def _in_pairs(cls, flat: list[int]) -> list[int]:
+        if len(flat) % 2:
+            raise ValueError(f"must be pairs in a row, such as [1, 2, 3, 4]; not {flat}")
+        return flat
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The weight of every loss, by its name."""
+        return {
+            "loss_ce": self.cls_loss_coef,
+            "loss_bbox": 5.0,
+            "loss_giou": 2.0,
+            "loss_mask_ce": self.mask_ce_loss_coef,
+            "loss_mask_dice": self.mask_dice_loss_coef,
+            "loss_keypoints_l1": self.keypoint_l1_loss_coef,
+            "loss_keypoints_findable": self.keypoint_findable_loss_coef,
+            "loss_keypoints_visible": self.keypoint_visible_loss_coef,
+            "loss_keypoints_nll": self.keypoint_nll_loss_coef,
+        }
 
     @property
     def scales_vary(self) -> bool:

@@ -24,38 +24,35 @@ class WeightAverage(pl.Callback):
         self._updates = 0
         self._average: dict[str, Tensor] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: DetectionModule) -> None:
         """Starts from the weights, or goes on from the average of a resumed run."""
-        current = _weights(pl_module)
+        current = pl_module.network.state_dict()
         start = self._average or current
         self._average = {name: start[name].to(t.device).clone() for name, t in current.items()}
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: DetectionModule, *_: Any) -> None:
         """Updates the average if the batch ended an optimizer step."""
         if trainer.global_step == self._updates:
             return
         self._updates = trainer.global_step
         ramp = 1 - math.exp(-self._updates / self._tau) if self._tau else 1.0
-        for name, tensor in _weights(pl_module).items():
+        for name, tensor in pl_module.network.state_dict().items():
             if tensor.is_floating_point():
                 self._average[name].lerp_(tensor, 1 - self._decay * ramp)
             else:
                 self._average[name].copy_(tensor)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the average into the module."""
-        self._swap(pl_module)
+    @torch.no_grad()
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: DetectionModule) -> None:
+        """Exchanges the weights in the module and the average."""
+        for name, tensor in pl_module.network.state_dict().items():
+            kept = tensor.clone()
+            tensor.copy_(self._average[name])
+            self._average[name] = kept
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the weights back."""
-        self._swap(pl_module)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leaves the average in the module, also when a resumed run had nothing left to do."""
-        self._swap(pl_module)
+    on_validation_end = on_validation_start  # back again
+    on_fit_end = on_validation_start  # and for good, also where a resumed run had nothing to do
 
     def state_dict(self) -> dict[str, Any]:
         """The average and how many updates it has seen."""
@@ -64,16 +61,3 @@ class WeightAverage(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The state of a resumed run."""
         self._updates, self._average = state_dict["updates"], state_dict["average"]
-
-    @torch.no_grad()
-    def _swap(self, module: pl.LightningModule) -> None:
-        for name, tensor in _weights(module).items():
-            kept = tensor.clone()
-            tensor.copy_(self._average[name])
-            self._average[name] = kept
-
-
-def _weights(module: pl.LightningModule) -> dict[str, Tensor]:
-    assert isinstance(module, DetectionModule)
-    state: dict[str, Tensor] = module.network.state_dict()
-    return state

@@ -17,9 +17,10 @@ from rfdetr_edge.classes import ClassTable, with_slots
 from rfdetr_edge.datasets import Dataset, read_dataset
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.files import make_folder, naming, replacing
+from rfdetr_edge.keypoint_schema import KeypointSchema
 from trainer.auto_batch import probe_batch_size
 from trainer.callbacks import BestWeights, EpochFiles, WholeFiles
-from trainer.checkpoint import build_model, load_checkpoint, save_checkpoint
+from trainer.checkpoint import Checkpoint, build_model, load_checkpoint
 from trainer.checkpoint_file import read_file
 from trainer.config import ModelConfig, TrainConfig, misfit
 from trainer.data.grids import save_grids
@@ -39,17 +40,17 @@ _NOISE = (
     r"Be aware that when using `ckpt_path`",  # of a run with other callbacks
     r"The number of training batches",  # small data sets have fewer than Lightning's log interval
     r"It is recommended to use `self\.log",  # of what every rank works out from all ranks' finds
+    r"Grad strides do not match bucket view",  # DDP, of the mask head's depthwise convolutions
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """network: the last weights, averaged with use_ema, on the CPU. best: the best checkpoint.
+    """last: the last weights, averaged with use_ema, which were no file. best: the best ones' file.
     test: metrics of the test split, when asked for.
     """
 
-    network: RFDETR
-    classes: ClassTable
+    last: Checkpoint
     best: Path
     test: dict[str, float]
 
@@ -75,18 +76,11 @@ def fit(
         raise InputError(f"warm_resolution: {misfit(model.row, config.warm_resolution)}")
     make_folder(config.output_dir)
     pl.seed_everything(config.seed, verbose=False)
-    dataset = _with_slots(
-        read_dataset(
-            config.dataset_dir,
-            config.dataset_file,
-            config.class_names,
-            report=config.output_dir / "dataset_faults.txt",
-        ),
-        model,
+    dataset = _dataset(model, config)
+    counts = list(dataset.schema.counts) if dataset.schema else []
+    model = model.model_copy(
+        update={"num_classes": len(dataset.classes) - 1, "num_keypoints_per_class": counts}
     )
-    if config.run_test and dataset.test is None:
-        raise InputError(f"run_test needs a test split, and {config.dataset_dir} has none")
-    model = model.model_copy(update={"num_classes": len(dataset.classes) - 1})
     network = _prepared(network, model, config, len(dataset.classes))
     if config.resume_path is not None:
         _check_resumable(config.resume_path, network, config)
@@ -100,7 +94,7 @@ def fit(
             f"each of {trainer.world_size} processes needs an image of the valid split, and "
             f"{config.dataset_dir} has {len(dataset.valid.images)}; use fewer devices"
         )
-    module = DetectionModule(network, model, config, dataset.classes)
+    module = DetectionModule(network, model, config, dataset.classes, dataset.schema)
     with _plain_errors(), naming(config.output_dir):
         if trainer.is_global_zero:
             _write_settings(model, config, dataset.classes)
@@ -110,21 +104,26 @@ def fit(
                 save_grids(data.val_dataloader(), grids, "val", dataset.classes)
         trainer.fit(module, data, ckpt_path=config.resume_path, weights_only=True)
     if trainer.is_global_zero:
-        save_checkpoint(
-            config.output_dir / ("last_ema.pth" if average else "last.pth"),
-            network,
-            classes=dataset.classes,
-            model=model,
-            train=config,
-            epoch=trainer.current_epoch - 1,
-            source="ema" if average else "regular",
-        )
+        last = config.output_dir / ("last_ema.pth" if average else "last.pth")
+        module.save(last, trainer.current_epoch - 1)
         table = config.output_dir / "metrics.csv"
         if table.is_file():  # a finished run that was resumed in another folder trains no epoch
             plot_curves(table, config.output_dir / "curves.png")
     if config.run_test:
-        _test(trainer, module, data, best.path)
-    return Fitted(network.cpu().eval(), dataset.classes, best.path, best.test_result)
+        kept = load_checkpoint(best.path).model
+        module = DetectionModule(kept, model, config, dataset.classes, dataset.schema)
+        with _plain_errors():
+            trainer.test(module, data.test_dataloader(), verbose=False)
+    trained = Checkpoint(
+        model=network.cpu().eval(),
+        classes=dataset.classes,
+        schema=dataset.schema,
+        resolution=model.resolution,
+        antialias=config.antialias,
+        sha256="unsaved",
+        notes=config.notes,
+    )
+    return Fitted(trained, best.path, best.test_result)
 
 
 def _trainer(
@@ -188,40 +187,67 @@ def _plain_errors() -> Iterator[None]:
             raise
 
 
-def _test(trainer: pl.Trainer, module: DetectionModule, data: DetectionData, best: Path) -> None:
-    """Evaluates the best weights on the test split, and puts the last ones back."""
-    last = {name: tensor.clone() for name, tensor in module.network.state_dict().items()}
-    module.network.load_state_dict(load_checkpoint(best).model.state_dict())
-    with _plain_errors():
-        trainer.test(module, data.test_dataloader(), verbose=False)
-    module.network.load_state_dict(last)
+def _dataset(model: ModelConfig, config: TrainConfig) -> Dataset:
+    """The data set, with as many class slots as the user asked for and keypoints as they say."""
+    dataset = read_dataset(
+        config.dataset_dir,
+        config.dataset_file,
+        config.class_names,
+        report=config.output_dir / "dataset_faults.txt",
+        task=model.row.task,
+    )
+    if config.run_test and dataset.test is None:
+        raise InputError(f"run_test needs a test split, and {dataset.root} has none")
+    classes, slots = dataset.classes, model.num_classes + 1
+    if "num_classes" in model.model_fields_set and slots != len(classes):
+        if slots < len(classes) or classes.layout != "background-last":
+            raise InputError(
+                f"num_classes is {model.num_classes}, but {dataset.root} has {len(classes) - 1} "
+                "classes; leave num_classes out"
+            )
+        classes = with_slots(classes, slots)
+    return replace(dataset, classes=classes, schema=_schema(dataset, model, config))
 
 
-def _with_slots(dataset: Dataset, model: ModelConfig) -> Dataset:
-    """The data set with as many class slots as the user asked for; without a wish, as it is."""
-    classes = dataset.classes
-    spare = model.num_classes + 1 - len(classes)
-    if "num_classes" not in model.model_fields_set or not spare:
-        return dataset
-    if spare < 0 or classes.layout != "background-last":
+def _schema(dataset: Dataset, model: ModelConfig, config: TrainConfig) -> KeypointSchema | None:
+    """The data set's keypoints, with what the user says of them."""
+    flat, sigmas = config.keypoint_flip_pairs, config.keypoint_oks_sigmas
+    changes: dict[str, Any] = {} if sigmas is None else {"sigmas": tuple(sigmas)}
+    if flat:
+        changes["flip_pairs"] = tuple(zip(flat[::2], flat[1::2], strict=True))
+    if dataset.schema is None:
+        if changes:
+            raise InputError(
+                "keypoint_flip_pairs and keypoint_oks_sigmas are for keypoint variants, not "
+                f"{model.variant}; leave them out"
+            )
+        return None
+    counts, wanted = list(dataset.schema.counts), model.num_keypoints_per_class
+    if "num_keypoints_per_class" in model.model_fields_set and wanted != counts:
         raise InputError(
-            f"num_classes is {model.num_classes}, but {dataset.root} has {len(classes) - 1} "
-            "classes; leave num_classes out"
+            f"num_keypoints_per_class is {wanted}, but the classes of {dataset.root} have "
+            f"{counts}; leave it out"
         )
-    return replace(dataset, classes=with_slots(classes, model.num_classes + 1))
+    try:
+        classes = [replace(one, **changes) if one.names else one for one in dataset.schema.classes]
+    except InputError as error:
+        raise InputError(f"keypoint_flip_pairs or keypoint_oks_sigmas: {error}") from None
+    return KeypointSchema(tuple(classes), model.postprocess_trace_alpha)
 
 
 def _prepared(
     network: RFDETR | None, model: ModelConfig, config: TrainConfig, slots: int
 ) -> RFDETR:
     """A copy with heads and position table that fit; what gets no gradient is frozen."""
-    start = RFDETR(model.row, slots) if network is None else network
+    counts = model.num_keypoints_per_class
+    start = RFDETR(model.row, slots, counts) if network is None else network
     prepared = build_model(
         model.row,
         start.state_dict(),
         path=Path("the network"),
         resolution=model.resolution,
         slots=slots,
+        keypoint_counts=counts,
     )
     encoder = prepared.encoder
     encoder.drop_path = config.drop_path
@@ -273,8 +299,8 @@ def _check_resumable(path: Path, network: RFDETR, config: TrainConfig) -> None:
     )
     if found != wanted or before != now:
         raise ArtifactError(
-            f"{path} was written by a run of another variant, resolution, class count, learning "
-            "rate or decay; resume it with the settings of its training_config.json"
+            f"{path} was written by a run of another variant, resolution, class or keypoint count, "
+            "learning rate or decay; resume it with the settings of its training_config.json"
         )
 
 

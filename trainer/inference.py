@@ -20,15 +20,16 @@ from rfdetr_edge.classes import ClassTable
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.images import PilImage, Url, load_image
+from rfdetr_edge.keypoint_schema import KeypointSchema
 from rfdetr_edge.metadata import InputSpec
-from rfdetr_edge.postprocess import postprocess
+from rfdetr_edge.postprocess import RawOutputs, postprocess
 from rfdetr_edge.preprocess import check_image, preprocess_batch
 from trainer.config import ModelConfig, misfit
-from trainer.model.output import ModelOutput, Prediction
+from trainer.model.output import ModelOutput, Prediction, raw_outputs
 from trainer.model.rfdetr import RFDETR
 
 Image: TypeAlias = str | os.PathLike[str] | PilImage | NDArray[Any] | Tensor
-Outputs: TypeAlias = ModelOutput | tuple[Tensor, Tensor]
+Outputs: TypeAlias = ModelOutput | tuple[Tensor, ...]
 Size: TypeAlias = tuple[int, int]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -36,14 +37,13 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Optimized:
-    """A network made for one square input, images to boxes and logits, all float32.
+    """A network made for one square input: images to the parts of a Prediction, all float32.
 
-    batch_size: the only one that a compiled model runs; None where any will do.
+    batch_size: the only one that a traced model runs; None where any will do.
     resolution: side of the input in pixels. dtype: that of its matrix products.
     """
 
     model: nn.Module
-    compiled: bool
     batch_size: int | None
     resolution: int
     dtype: torch.dtype
@@ -54,20 +54,20 @@ class ModelContext:
     """A network and all it takes to use it.
 
     resolution: side of the square input in pixels. antialias: the resize it was trained with.
-    optimized: what `predict` runs in place of model.
     """
 
     model: RFDETR
     device: torch.device
     resolution: int
     classes: ClassTable
+    schema: KeypointSchema | None
     antialias: bool
     args: ModelConfig
     optimized: Optimized | None = None
 
     @property
     def inference_model(self) -> nn.Module | None:
-        """The optimised network, where there is one."""
+        """What `predict` runs in place of model, where there is one."""
         return self.optimized.model if self.optimized else None
 
     @property
@@ -79,16 +79,25 @@ class ModelContext:
     def postprocess(self, outputs: Outputs, target_sizes: Tensor) -> list[dict[str, Tensor]]:
         """Every ranked pair of query and class of each image, highest score first.
 
-        outputs: the network's, or boxes (B, Q, 4), cxcywh in 0-1, and logits (B, Q, C).
+        outputs: the network's, or boxes (B, Q, 4), cxcywh in 0-1, and logits (B, Q, C), and
+            masks or keypoints where the variant has them.
         target_sizes: (B, 2), height and width in pixels.
         Returns scores (N,), labels (N,), which are slots, and boxes (N, 4), xyxy in pixels, on the
-        device of the outputs.
+        device of the outputs; masks (N, 1, H, W) bool; or keypoints (N, K, 3), x and y in pixels
+        and a confidence, and keypoint_precision_cholesky (N, K, 3).
         """
-        prediction = _prediction(outputs)
+        prediction = _prediction(outputs, self)
         sizes = [(int(height), int(width)) for height, width in target_sizes.tolist()]
         results = []
-        for found in _detections(self, prediction, sizes, threshold=-1.0):
-            arrays = {"scores": found.confidence, "labels": found.class_id, "boxes": found.xyxy}
+        for found in _detections(self, raw_outputs(prediction), sizes, threshold=-1.0):
+            arrays: dict[str, Any] = {"scores": found.confidence, "labels": found.class_id}
+            arrays["boxes"] = found.xyxy
+            if found.masks is not None:
+                arrays["masks"] = found.masks.to_bool()[:, None]
+            if found.schema is not None:
+                points: list[Any] = [found.keypoints, found.keypoint_confidence]
+                arrays["keypoints"] = np.dstack(points)
+                arrays["keypoint_precision_cholesky"] = found.keypoint_precision
             device = prediction.logits.device
             results.append({name: torch.from_numpy(a).to(device) for name, a in arrays.items()})
         return results
@@ -115,6 +124,9 @@ def predict(
     does, for a list of one; a list otherwise. class_id: the slot. data["class_name"]: (N,) objects,
     "" for a slot without a class, `__background__` for background. data["source_shape"]: (N, 2)
     int64 (height, width). metadata["source_image"], if included: HxWx3 uint8 RGB, a copy.
+    A segmentation model also gives mask: (N, H, W) bool. A keypoint model gives
+    `supervision.KeyPoints` (see `Detections.to_supervision`), whose data["source_image"] lists the
+    image once a row.
     Leaves the network in evaluation mode. Raises InputError for what cannot be used, ArtifactError
     when the network gives what is no number.
     """
@@ -128,19 +140,23 @@ def predict(
     arrays = [_load(image, f"image {i} of {len(several)}") for i, image in enumerate(several)]
     tensor = torch.from_numpy(preprocess_batch(arrays, InputSpec(size, context.antialias)))
     with torch.inference_mode(), torch.autocast(context.device.type, enabled=False):
-        prediction = _prediction(network(tensor.to(context.device)))
-    if not prediction.boxes.isfinite().all() or prediction.logits.isnan().any():
+        outputs = raw_outputs(_prediction(network(tensor.to(context.device)), context))
+    if not outputs.are_numbers():
         raise ArtifactError(
             "the network gives NaN or infinity: take another checkpoint, or a dtype but float16"
         )
     sizes = [(array.shape[0], array.shape[1]) for array in arrays]
-    found = _detections(context, prediction, sizes, float(threshold))
+    found = _detections(context, outputs, sizes, float(threshold))
     results = [detections.to_supervision() for detections in found]
     if include_source_image:
         for result, array in zip(results, arrays, strict=True):
             pixels = array if array.dtype == np.uint8 else np.rint(array * 255)
             # a copy: callers draw on it, and Pillow's arrays cannot even be written to
-            result.metadata["source_image"] = np.array(pixels, np.uint8, order="C")
+            source = np.array(pixels, np.uint8, order="C")
+            if context.schema is None:
+                result.metadata["source_image"] = source
+            else:  # KeyPoints have no metadata
+                result.data["source_image"] = [source] * len(result)
     return results if len(results) > 1 else results[0]
 
 
@@ -163,7 +179,7 @@ def optimize(
     if compile and (type(batch_size) is not int or batch_size < 1):
         raise InputError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
     side, _ = input_shape(context, None, None)
-    remove_optimized(context)
+    context.optimized = None
     model: Any = _InferenceForm(context.model.to(context.device).eval(), side, chosen)
     if compile:
         example = torch.zeros(batch_size, 3, side, side, device=context.device)
@@ -173,12 +189,7 @@ def optimize(
             # Upstream's documented form, which torch would rather see replaced by torch.export.
             warnings.filterwarnings("ignore", ".*torch.jit.trace", DeprecationWarning)
             model = torch.jit.trace(model, example, check_trace=False)
-    context.optimized = Optimized(model, compile, batch_size if compile else None, side, chosen)
-
-
-def remove_optimized(context: ModelContext) -> None:
-    """Back to the ordinary network, if another one is in use."""
-    context.optimized = None
+    context.optimized = Optimized(model, batch_size if compile else None, side, chosen)
 
 
 def input_shape(context: ModelContext, shape: object, patch_size: object) -> Size:
@@ -214,12 +225,12 @@ class _InferenceForm(nn.Module):
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 layer.to(dtype)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         half = self.dtype is not torch.float32
         # Casts what goes into a layer. A cached cast would be missing from the trace.
         with torch.autocast(images.device.type, self.dtype, enabled=half, cache_enabled=False):
-            boxes, logits = self.model(images).final
-        return boxes.float(), logits.float()
+            prediction = self.model(images).final
+        return tuple(part.float() for part in prediction if part is not None)
 
 
 def _network(context: ModelContext, size: Size, count: int) -> nn.Module:
@@ -236,19 +247,24 @@ def _network(context: ModelContext, size: Size, count: int) -> nn.Module:
     return optimized.model
 
 
-def _prediction(outputs: Outputs) -> Prediction:
-    return outputs.final if isinstance(outputs, ModelOutput) else Prediction(*outputs)
+def _prediction(outputs: Outputs, context: ModelContext) -> Prediction:
+    if isinstance(outputs, ModelOutput):
+        return outputs.final
+    boxes, logits, *extra = outputs
+    third = {"masks" if context.schema is None else "keypoints": part for part in extra}
+    return Prediction(boxes, logits, **third)
 
 
 def _detections(
-    context: ModelContext, prediction: Prediction, sizes: list[Size], threshold: float
+    context: ModelContext, outputs: RawOutputs, sizes: list[Size], threshold: float
 ) -> list[Detections]:
     return postprocess(
-        *(part.detach().float().cpu().numpy() for part in prediction),
+        outputs,
         source_sizes=sizes,
         classes=context.classes,
         num_select=context.args.row.num_select,
         threshold=threshold,
+        schema=context.schema,
     )
 
 

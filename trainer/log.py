@@ -72,7 +72,7 @@ def plot_curves(table: Path, png: Path) -> None:
     losses, precision = figure.subplots(1, 2)
     for name in rows[0]:
         is_loss = name.startswith(("train/loss", "val/loss"))
-        if is_loss or name.endswith(("/mAP_50_95", "/mAP_50")):
+        if is_loss or name.lower().endswith(("map_50_95", "map_50")):
             axes = losses if is_loss else precision
             style = "--" if name == "val/loss" else "-"
             points = [(int(row["epoch"]), float(row[name])) for row in rows if row[name]]

@@ -1,20 +1,22 @@
-"""Detection losses: classification, box L1 and GIoU, of every layer and of the proposals.
+"""Losses of every layer and of the proposals: class, box L1 and GIoU, and those of the task.
 
 All are sums divided by the number of targets (times groups, in training); training.md section 3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
 
 from trainer.boxes import cxcywh_to_xyxy, iou_and_giou
+from trainer.keypoint_losses import keypoint_losses
+from trainer.mask_losses import Draw, mask_losses
 from trainer.matcher import Match, match
 from trainer.model.output import ModelOutput, Prediction
 from trainer.targets import Target
 
-WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
 _ALPHA = 0.25
 
 Cells = tuple[Tensor, Tensor, Tensor]
@@ -65,13 +67,18 @@ def detection_losses(
     class_loss: ClassLoss = ia_bce,
     sum_groups: bool = False,
     num_boxes: float | None = None,
+    keypoint_counts: Sequence[int] = (),
+    coefficients: Mapping[str, float],
+    draw: Draw = torch.rand,
 ) -> dict[str, Tensor]:
     """Every loss by name: bare for the last layer, `_0`, `_1`, ... for earlier ones, `_enc`.
 
     groups: query groups in `output` (1 in evaluation). sum_groups leaves their number out of the
     divisor. num_boxes: targets to divide by; if not given, the mean over all processes of those in
     `targets`, for which every process must call. Losses are computed in float32 whatever precision
-    the network ran in.
+    the network ran in, and not yet weighted: coefficients are for the costs of matching.
+    keypoint_counts: points of each class, where `output` has keypoints. draw: the random points of
+    masks, for the matches of all layers before any loss.
 
     Beside them, to watch and not to minimise: class_error, the percentage of the last layer's
     matched queries whose best class is wrong (100 without targets), and cardinality_error of each
@@ -81,17 +88,24 @@ def detection_losses(
         count = float(sum(len(target.labels) for target in targets))
         num_boxes = mean_over_ranks(count, output.final.logits.device)
     divisor = max(num_boxes * (1 if sum_groups else groups), 1.0)
-    losses: dict[str, Tensor] = {}
     earlier = {f"_{index}": layer for index, layer in enumerate(output.layers[:-1])}
-    for suffix, prediction in {"": output.final, **earlier, "_enc": output.proposals}.items():
-        prediction = Prediction(prediction.boxes.float(), prediction.logits.float())
-        matches = match(prediction, targets, groups)
-        values = _layer_losses(prediction, targets, matches, class_loss)
+    named = {"": output.final, **earlier, "_enc": output.proposals}
+    layers = [_in_float32(layer) for layer in named.values()]
+    matched = [match(one, targets, groups, coefficients, keypoint_counts, draw) for one in layers]
+    losses: dict[str, Tensor] = {}
+    for suffix, layer, matches in zip(named, layers, matched, strict=True):
+        values = _layer_losses(layer, targets, matches, class_loss, keypoint_counts, draw)
         losses |= {name + suffix: value / divisor for name, value in values.items()}
-        class_error, cardinality_error = _errors(prediction.logits.detach(), targets, matches)
-        losses |= {"class_error": class_error} if not suffix else {}
-        losses[f"cardinality_error{suffix}"] = cardinality_error
+        class_error, losses[f"cardinality_error{suffix}"] = _errors(layer.logits, targets, matches)
+        losses.setdefault("class_error", class_error)  # the last layer comes first
     return losses
+
+
+def _in_float32(part: Any) -> Any:
+    """A Prediction, and all tensors in it."""
+    if isinstance(part, Tensor):
+        return part.float()
+    return None if part is None else type(part)(*map(_in_float32, part))
 
 
 def mean_over_ranks(count: float, device: torch.device) -> float:
@@ -103,17 +117,18 @@ def mean_over_ranks(count: float, device: torch.device) -> float:
     return float(total) / float(distributed.get_world_size())
 
 
-def total_loss(losses: dict[str, Tensor]) -> Tensor:
-    """The weighted sum that is minimised."""
+def total_loss(losses: Mapping[str, Tensor], coefficients: Mapping[str, float]) -> Tensor:
+    """The weighted sum that is minimised; of losses of any layer, but of no errors."""
     terms = [
         weight * value
         for name, value in losses.items()
-        for base, weight in WEIGHTS.items()
+        for base, weight in coefficients.items()
         if name.startswith(base)
     ]
     return torch.stack(terms).sum()
 
 
+@torch.no_grad()
 def _errors(
     logits: Tensor, targets: Sequence[Target], matches: Sequence[Match]
 ) -> tuple[Tensor, Tensor]:
@@ -129,15 +144,25 @@ def _layer_losses(
     targets: Sequence[Target],
     matches: Sequence[Match],
     class_loss: ClassLoss,
+    keypoint_counts: Sequence[int],
+    draw: Draw,
 ) -> dict[str, Tensor]:
+    rows = list(zip(targets, matches, strict=True))
     image = torch.cat([torch.full_like(m.query, i) for i, m in enumerate(matches)])
     query = torch.cat([m.query for m in matches])
     found = prediction.boxes[image, query]
-    wanted = torch.cat([t.boxes[m.target] for t, m in zip(targets, matches, strict=True)])
-    label = torch.cat([t.labels[m.target] for t, m in zip(targets, matches, strict=True)])
+    wanted = torch.cat([t.boxes[m.target] for t, m in rows])
+    label = torch.cat([t.labels[m.target] for t, m in rows])
     iou, giou = iou_and_giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted))
-    return {
+    values = {
         "loss_ce": class_loss(prediction.logits, (image, query, label), iou.detach()).sum(),
         "loss_bbox": (found - wanted).abs().sum(),
         "loss_giou": (1 - giou).sum(),
     }
+    if prediction.masks is not None:
+        values |= mask_losses(prediction.masks, [t.masks for t in targets], matches, draw)
+    if prediction.keypoints is not None:
+        points = torch.cat([t.keypoints[m.target] for t, m in rows if t.keypoints is not None])
+        keypoints = prediction.keypoints[image, query]
+        values |= keypoint_losses(keypoints, points, label, wanted, keypoint_counts)
+    return values

@@ -1,5 +1,6 @@
 """The Lightning module: losses in training, detections of the deployed path in validation."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -8,22 +9,23 @@ from torch import Tensor
 
 from rfdetr_edge.classes import ClassTable
 from rfdetr_edge.detections import Detections
+from rfdetr_edge.evaluation import encoded
+from rfdetr_edge.keypoint_schema import KeypointSchema
 from rfdetr_edge.postprocess import postprocess
-from trainer.checkpoint import describe
+from trainer.checkpoint import describe, save_checkpoint
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data.module import Batch
 from trainer.losses import detection_losses, total_loss
+from trainer.model.output import ModelOutput, raw_outputs
 from trainer.model.rfdetr import RFDETR
 from trainer.optim import build_optimizer, build_schedule
 
-# Of the last layer; the others follow it.
-_LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "class_error", "cardinality_error")
-
 
 class Evaluated(NamedTuple):
-    """One validation batch: detections by image id, the sum of its losses, and its targets' count.
+    """One validation batch: what was found by image id, the sum of its losses, its targets' count.
 
-    Summed, so that the mean over all targets does not depend on how images are batched.
+    found: as `evaluation.encoded` has it, since masks of a whole split would not fit in memory.
+    Losses are summed, so that the mean over all targets does not depend on how images are batched.
     """
 
     found: dict[int, Detections]
@@ -35,18 +37,36 @@ class DetectionModule(pl.LightningModule):
     """Trains one RFDETR network."""
 
     def __init__(
-        self, network: RFDETR, model: ModelConfig, config: TrainConfig, classes: ClassTable
+        self,
+        network: RFDETR,
+        model: ModelConfig,
+        config: TrainConfig,
+        classes: ClassTable,
+        schema: KeypointSchema | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
-        self._model = model
-        self._config = config
-        self._classes = classes
+        self.network, self._classes, self._schema = network, classes, schema
+        self._model, self._config = model, config
         self.save_hyperparameters(config.model_dump(mode="json"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Has Lightning's files say what they are, as ours do."""
-        checkpoint.update(describe(classes=self._classes, model=self._model, train=self._config))
+        checkpoint |= describe(
+            classes=self._classes, model=self._model, train=self._config, schema=self._schema
+        )
+
+    def save(self, path: Path, epoch: int) -> None:
+        """Writes the present weights, those that `epoch` ended with, as a `.pth`."""
+        save_checkpoint(
+            path,
+            self.network,
+            classes=self._classes,
+            schema=self._schema,
+            model=self._model,
+            train=self._config,
+            epoch=epoch,
+            source="ema" if self._config.use_ema else "regular",
+        )
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Has the draws of drop path follow from the batch, so that a resumed run repeats them.
@@ -61,11 +81,11 @@ class DetectionModule(pl.LightningModule):
         output = self.network(batch.images)
         # Losses stay in float32 under autocast: matching and IoU need the digits.
         with torch.autocast(self.device.type, enabled=False):
-            groups = self.network.variant.groups
-            losses = detection_losses(output, batch.targets, groups=groups)
-            loss = total_loss(losses)
+            losses, loss = self._losses(output, batch, self.network.variant.groups)
         options = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        parts = {f"train/{name}": losses[name] for name in _LOGGED}
+        # of the last layer; the others, which have a suffix, follow it
+        shown = {*self._config.coefficients, "class_error", "cardinality_error"}
+        parts = {f"train/{name}": value for name, value in losses.items() if name in shown}
         self.log_dict({"train/loss": loss, **parts}, batch_size=len(batch.targets), **options)
         self.log("loss", loss, prog_bar=True, logger=False)  # of this batch, for the progress bar
         return loss
@@ -75,30 +95,41 @@ class DetectionModule(pl.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             output = self.network(batch.images)
             # of this rank alone: ranks may have different numbers of batches
-            losses = detection_losses(output, batch.targets, groups=1, num_boxes=1)
-        boxes, logits = output.final
+            _, loss = self._losses(output, batch, groups=1, num_boxes=1)
         found = postprocess(
-            boxes.cpu().numpy(),
-            logits.cpu().numpy(),
+            raw_outputs(output.final),
             source_sizes=[target.source_size for target in batch.targets],
             classes=self._classes,
             num_select=self.network.variant.num_select,
             threshold=0.0,
+            schema=self._schema,
         )
         image_ids = [target.image_id for target in batch.targets]
-        count = sum(len(target.labels) for target in batch.targets)
-        by_image = dict(zip(image_ids, found, strict=True))
-        return Evaluated(by_image, float(total_loss(losses)), count)
+        return Evaluated(
+            dict(zip(image_ids, map(encoded, found), strict=True)),
+            float(loss),
+            sum(len(target.labels) for target in batch.targets),
+        )
 
     test_step = validation_step
+
+    def _losses(
+        self, output: ModelOutput, batch: Batch, groups: int, num_boxes: float | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Every loss by name, and their weighted sum."""
+        losses = detection_losses(
+            output,
+            batch.targets,
+            groups=groups,
+            num_boxes=num_boxes,
+            keypoint_counts=self.network.keypoint_counts,
+            coefficients=self._config.coefficients,
+        )
+        return losses, total_loss(losses, self._config.coefficients)
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a schedule stepped after every optimizer step."""
         optimizer = build_optimizer(self.network, self._config)
-        schedule = build_schedule(
-            optimizer, self._config, int(self.trainer.estimated_stepping_batches)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, self._config, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]

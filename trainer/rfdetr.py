@@ -9,27 +9,28 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import supervision as sv
 import torch
 from numpy.typing import NDArray
 
-from rfdetr_edge.classes import ClassTable, coco_classes, named_classes
 from rfdetr_edge.errors import InputError
+from rfdetr_edge.keypoint_schema import numbered_schema
 from rfdetr_edge.pretrained import ensure_weights
 from rfdetr_edge.variants import VARIANTS
 from trainer import inference
 from trainer.checkpoint import Checkpoint, build_model, load_checkpoint
-from trainer.config import ModelConfig, TrainConfig, checked, misfit, model_config
+from trainer.checkpoint_classes import find_classes
+from trainer.config import ModelConfig, TrainConfig, model_config, train_config
 from trainer.fit import fit
 from trainer.inference import Image, ModelContext
 from trainer.model.rfdetr import RFDETR as Network
 
-_COCO_CLASSES = 90
-# What stands for the SHA-256 of weights that were never a file.
-_UNSAVED, _RANDOM = "unsaved", "random"
+Found: TypeAlias = sv.Detections | sv.KeyPoints
+
+_RANDOM = "random"  # in place of a file's SHA-256
 
 
 class RFDETR:
@@ -82,11 +83,11 @@ class RFDETR:
 
     def get_model_config(self, **kwargs: Any) -> ModelConfig:
         """The settings of this variant with the given ones. Raises InputError."""
-        return checked(lambda **settings: model_config(self.variant, **settings), kwargs)
+        return model_config(self.variant, **kwargs)
 
     def get_train_config(self, **kwargs: Any) -> TrainConfig:
         """The settings of a training run with the given ones. Raises InputError."""
-        return checked(TrainConfig, kwargs)
+        return train_config(VARIANTS[self.variant].task, **kwargs)
 
     def get_model(self, config: ModelConfig) -> ModelContext:
         """The context of another configuration: network, device, classes, resolution."""
@@ -106,7 +107,7 @@ class RFDETR:
         shape: tuple[int, int] | None = None,
         patch_size: int | None = None,
         include_source_image: bool = True,
-    ) -> "sv.Detections | list[sv.Detections]":
+    ) -> "Found | list[Found]":
         """See `trainer.inference.predict`."""
         return inference.predict(
             self.model, images, threshold, shape, patch_size, include_source_image
@@ -120,7 +121,7 @@ class RFDETR:
 
     def remove_optimized_model(self) -> None:
         """Goes back to the plain network; does nothing when there is no optimized one."""
-        inference.remove_optimized(self.model)
+        self.model.optimized = None
 
     def train(self, **kwargs: Any) -> Path:
         """Trains on a data set; afterwards this object holds the trained weights.
@@ -141,24 +142,17 @@ class RFDETR:
             if value or (name == "start_epoch" and value is not None):
                 text = f"train({name}=...) is deprecated and ignored; {advice}"
                 warnings.warn(text, DeprecationWarning, stacklevel=2)
-        resolution = kwargs.pop("resolution", None)
-        if resolution is not None:
-            self._change_resolution(resolution)
+        side = kwargs.pop("resolution", None)
+        if side is not None:
+            if isinstance(side, bool) or not isinstance(side, int | np.integer) or side <= 0:
+                raise InputError("resolution must be a positive integer")
+            fitting = self.get_model_config(resolution=int(side))
+            self.model_config.resolution = self.model.resolution = fitting.resolution
         config = self.get_train_config(**{**_accelerator(kwargs.pop("device", None)), **kwargs})
         # from random weights a run depends on its seed alone
         start = None if self._checkpoint.sha256 == _RANDOM else self.model.model
         fitted = fit(start, self.model_config, config)
-        self.model_config.adopt(num_classes=len(fitted.classes) - 1)
-        self._take(
-            Checkpoint(
-                model=fitted.network,
-                classes=fitted.classes,
-                resolution=self.model_config.resolution,
-                antialias=config.antialias,
-                sha256=_UNSAVED,
-                notes=config.notes,
-            )
-        )
+        self._take(_fitted(self.model_config, fitted.last))
         return fitted.best
 
     def export(
@@ -243,7 +237,7 @@ class RFDETR:
 
     @property
     def _optimized_has_been_compiled(self) -> bool:
-        return self.model.optimized is not None and self.model.optimized.compiled
+        return self._optimized_batch_size is not None
 
     @property
     def _optimized_batch_size(self) -> int | None:
@@ -256,14 +250,6 @@ class RFDETR:
     @property
     def _optimized_dtype(self) -> torch.dtype | None:
         return None if self.model.optimized is None else self.model.optimized.dtype
-
-    def _change_resolution(self, resolution: Any) -> None:
-        whole = isinstance(resolution, int | np.integer) and not isinstance(resolution, bool)
-        if not whole or resolution <= 0:
-            raise InputError("resolution must be a positive integer")
-        if not self.model_config.row.accepts(resolution):
-            raise InputError(misfit(self.model_config.row, resolution))
-        self.model_config.resolution = self.model.resolution = int(resolution)
 
 
 _DEPRECATED = {
@@ -291,10 +277,24 @@ def _start(config: ModelConfig, *, trust: bool) -> Checkpoint:
     weights = _fetch(config)
     if weights is not None:
         return _fitted(config, load_checkpoint(weights, variant=config.variant, trust=trust))
-    network = Network(config.row, config.num_classes + 1)
+    counts = config.num_keypoints_per_class
+    if len(counts) > config.num_classes + 1:
+        raise InputError(
+            f"num_keypoints_per_class has {len(counts)} entries; {config.num_classes} classes, and "
+            "background, take no more than one each"
+        )
+    network = Network(config.row, config.num_classes + 1, counts)
     network.encoder.fix_grid(*[config.positional_encoding_size] * 2)
-    classes = _numbered(config.num_classes)
-    return Checkpoint(network.eval(), classes, config.resolution, True, _RANDOM, notes=None)
+    schema = numbered_schema(counts, config.postprocess_trace_alpha) if counts else None
+    return Checkpoint(
+        model=network.eval(),
+        classes=find_classes({}, {}, network.slots, schema, Path()),
+        schema=schema,
+        resolution=config.resolution,
+        antialias=True,
+        sha256=_RANDOM,
+        notes=None,
+    )
 
 
 def _fetch(config: ModelConfig) -> Path | None:
@@ -306,23 +306,38 @@ def _fetch(config: ModelConfig) -> Path | None:
 
 
 def _fitted(config: ModelConfig, checkpoint: Checkpoint) -> Checkpoint:
-    """With the resolution and class count that the user set; `config` takes over the others."""
-    given, slots, side = config.model_fields_set, len(checkpoint.classes), checkpoint.resolution
-    slots = config.num_classes + 1 if "num_classes" in given else slots
-    side = config.resolution if "resolution" in given else side
-    config.adopt(resolution=side, num_classes=slots - 1)
-    if (slots, side) == (len(checkpoint.classes), checkpoint.resolution):
+    """With what the user set of its shape; `config` takes over the rest."""
+    classes, schema = checkpoint.classes, checkpoint.schema
+    own: dict[str, Any] = {"resolution": checkpoint.resolution, "num_classes": len(classes) - 1}
+    if schema is not None:
+        own["num_keypoints_per_class"] = list(schema.counts)
+        own["postprocess_trace_alpha"] = schema.trace_alpha
+    given = config.model_fields_set
+    config.adopt(**{name: value for name, value in own.items() if name not in given})
+    if config.model_dump(include={*own}) == own:
         return checkpoint
+    counts, path = config.num_keypoints_per_class, Path(config.pretrain_weights or "")
     network = build_model(
         config.row,
         checkpoint.model.state_dict(),
-        path=Path(config.pretrain_weights or ""),
-        resolution=side,
-        slots=slots,
+        path=path,
+        resolution=config.resolution,
+        slots=config.num_classes + 1,
+        keypoint_counts=counts,
     )
-    same = slots == len(checkpoint.classes)
-    classes = checkpoint.classes if same else _numbered(config.num_classes)
-    return replace(checkpoint, model=network.eval(), classes=classes, resolution=side)
+    if schema is not None:
+        schema = replace(schema, trace_alpha=config.postprocess_trace_alpha)
+        if counts != list(schema.counts):
+            schema = numbered_schema(counts, schema.trace_alpha)
+    if network.slots != len(classes):
+        classes = find_classes({}, {}, network.slots, schema, path)
+    return replace(
+        checkpoint,
+        model=network.eval(),
+        classes=classes,
+        resolution=config.resolution,
+        schema=schema,
+    )
 
 
 def _context(config: ModelConfig, checkpoint: Checkpoint) -> ModelContext:
@@ -336,6 +351,7 @@ def _context(config: ModelConfig, checkpoint: Checkpoint) -> ModelContext:
         device=device,
         resolution=checkpoint.resolution,
         classes=checkpoint.classes,
+        schema=checkpoint.schema,
         antialias=checkpoint.antialias,
         args=config,
     )
@@ -348,14 +364,7 @@ def _device(device: str | torch.device) -> torch.device:
         raise InputError(f"device {device!r}: {str(error).splitlines()[0]}") from None
 
 
-def _numbered(count: int) -> ClassTable:
-    """The table of a head whose classes nobody has named."""
-    if count == _COCO_CLASSES:
-        return coco_classes()
-    return named_classes("background-last", [f"class_{slot}" for slot in range(count)])
-
-
-_SIZES = {"tiny": None, "large-deprecated": "rfdetr-large"}
+_SIZES = {"large-deprecated": "rfdetr-large"}
 
 CLASSES: dict[str, type[RFDETR]] = {
     row.api_name: type(
@@ -365,7 +374,7 @@ CLASSES: dict[str, type[RFDETR]] = {
             "__doc__": f"RF-DETR {name}, {row.resolution} pixels unless told otherwise.",
             "__module__": __name__,
             "variant": name,
-            "size": _SIZES.get(name, f"rfdetr-{name}"),
+            "size": _SIZES.get(name, f"rfdetr-{name}") if row.weights else None,
         },
     )
     for name, row in VARIANTS.items()

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from benchmarks.baselines.worker import CLASSES, Losses, Targets, serve
 from rfdetr_edge.variants import VARIANTS
 from trainer.checkpoint_names import to_file_names
-from trainer.losses import WEIGHTS, detection_losses
+from trainer.config import TrainConfig
+from trainer.losses import detection_losses
 from trainer.model.rfdetr import RFDETR
 from trainer.targets import Target
 
@@ -18,6 +19,7 @@ def build() -> tuple[nn.Module, Losses]:
     """A network of random weights, which are also written down."""
     torch.manual_seed(0)
     model = RFDETR(VARIANTS["nano"], CLASSES + 1)
+    coefficients = TrainConfig(dataset_dir=Path()).coefficients
     torch.save(to_file_names(model.state_dict()), Path(sys.argv[2]))
 
     def losses(images: Tensor, targets: Targets) -> dict[str, Tensor]:
@@ -25,11 +27,12 @@ def build() -> tuple[nn.Module, Losses]:
             model(images),
             [Target(t["boxes"], t["labels"], 0, (1, 1)) for t in targets],
             groups=model.variant.groups,
+            coefficients=coefficients,
         )
         return {
             name: weight * value
             for name, value in found.items()
-            for base, weight in WEIGHTS.items()
+            for base, weight in coefficients.items()
             if name.startswith(base)
         }
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fill import fill_state_dict
 
+from benchmarks.synth.dataset import generate
 from rfdetr_edge.datasets import read_dataset
 from rfdetr_edge.variants import VARIANTS
 from trainer.checkpoint_names import to_file_names
@@ -22,6 +23,14 @@ def tiny() -> dict[str, torch.Tensor]:
     shapes = to_file_names(RFDETR(VARIANTS["tiny"], 3).state_dict())
     filled = fill_state_dict({name: tensor.shape for name, tensor in shapes.items()})
     return {name: torch.from_numpy(array) for name, array in filled.items()}
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small synthetic photos with masks and keypoints: wrench, bolt, washer, bracket."""
+    root = tmp_path_factory.mktemp("parts")
+    generate(root, 6, size=(96, 128))
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,15 @@ import trainer
 from rfdetr_edge import Detector, demo
 from rfdetr_edge.classes import COCO_NAMES
 from rfdetr_edge.variants import VARIANTS
-from trainer import RFDETR, RFDETRBase, RFDETRNano, RFDETRSmall, RFDETRTiny
+from trainer import (
+    RFDETR,
+    RFDETRBase,
+    RFDETRKeypointTiny,
+    RFDETRNano,
+    RFDETRSegTiny,
+    RFDETRSmall,
+    RFDETRTiny,
+)
 from trainer.config import ModelConfig, TrainConfig
 from trainer.rfdetr import CLASSES
 
@@ -85,6 +93,7 @@ def test_settings_of_a_model():
         ({"resolution": 100}, "the nearest are 96 and 128"),
         ({"hidden_dim": 77}, "hidden_dim is .* here and cannot be set to 77"),
         ({"num_classes": 0}, "num_classes: .*greater than or equal to 1"),
+        ({"num_keypoints_per_class": [17]}, "does not fit tiny, a detection variant"),
         ({"device": "gpu7"}, "device 'gpu7'"),
         ({"device": "cuda:99", "num_classes": 1}, "device 'cuda:99'"),
     ],
@@ -122,6 +131,7 @@ def test_a_wrong_train_setting_is_one_clear_error(settings, message):
 
 def test_names_of_coco_and_of_a_head_that_nobody_named():
     assert RFDETRTiny().class_names == list(COCO_NAMES)
+    assert RFDETRKeypointTiny().class_names == ["person"]  # the points are a person's
     assert RFDETRTiny(num_classes=2).class_names == ["class_0", "class_1"]
 
 
@@ -166,6 +176,41 @@ def test_a_given_class_count_is_pinned(tiny_file):
     assert (other.model.model.slots, other.model.resolution) == (7, 128)
     kept = RFDETRTiny.from_checkpoint(tiny_file).model.model.class_head.weight
     torch.testing.assert_close(other.model.model.class_head.weight[:4], kept)
+
+
+def test_given_keypoint_counts_and_trace_alpha_win_over_the_files(tmp_path):
+    path = save_filled(tmp_path / "points.pth", "keypoint-tiny", 4, NAMES, (5, 0, 3))
+    model = RFDETR.from_checkpoint(path, resolution=64)
+    assert type(model) is RFDETRKeypointTiny
+    assert model.model_config.num_keypoints_per_class == [5, 0, 3]
+    assert model.model_config.model_fields_set == {"resolution", "pretrain_weights"}
+    other = RFDETR.from_checkpoint(
+        path, resolution=64, num_keypoints_per_class=[7, 2], postprocess_trace_alpha=0.0
+    )
+    schema = other.model.schema
+    assert (schema.counts, schema.trace_alpha, other.class_names) == ((7, 2), 0.0, NAMES)
+    tokens, kept = (m.model.model.decoder.keypoints.positions for m in (other, model))
+    torch.testing.assert_close(tokens[:8], kept)
+    assert other.predict(demo.photo_paths()[0], threshold=0.0).xy.shape[1:] == (7, 2)
+    wider = RFDETR.from_checkpoint(path, num_classes=6)
+    assert (wider.model.schema.counts, len(wider.class_names)) == ((5, 0, 3), 6)
+    with pytest.raises(ValueError, match="2 class slots are too few for keypoints of 3 classes"):
+        RFDETR.from_checkpoint(path, num_classes=1)
+
+
+def test_more_keypoint_counts_than_classes_are_refused():
+    with pytest.raises(ValueError, match="has 4 entries; 2 classes, and background"):
+        RFDETRKeypointTiny(num_classes=2, num_keypoints_per_class=[5, 5, 5, 5])
+    model = RFDETRKeypointTiny(num_classes=2, num_keypoints_per_class=[0, 5], resolution=64)
+    assert model.class_names == ["class_0", "class_1"]
+    assert model.model.classes.layout == "background-first"
+
+
+def test_weights_of_another_task_are_refused(tmp_path):
+    path = save_filled(tmp_path / "points.pth", "keypoint-tiny", 4, NAMES, (5,))
+    for cls in (RFDETRTiny, RFDETRSegTiny):
+        with pytest.raises(ValueError, match="its task is keypoint, not"):
+            cls(pretrain_weights=str(path))
 
 
 def test_a_constructor_opens_a_checkpoint_too(tiny_file):
@@ -229,6 +274,22 @@ def test_training_takes_over_classes_resolution_and_weights(trained):
     photo = demo.photo_paths()[0]
     mine, files = (m.predict(photo, threshold=0.0) for m in (model, last))
     np.testing.assert_array_equal(mine.xyxy, files.xyxy)
+
+
+def test_training_takes_over_the_keypoints(parts, tmp_path):
+    model = RFDETRKeypointTiny(resolution=64)
+    assert model.model.schema.counts == (17,)
+    settings = {"epochs": 1, "batch_size": 2, "num_workers": 0, "multi_scale": False}
+    best = model.train(dataset_dir=parts, output_dir=tmp_path, tensorboard=False, **settings)
+    assert model.model.schema.counts == (5, 5, 0, 6)
+    assert model.model_config.num_keypoints_per_class == [5, 5, 0, 6]
+    assert "num_keypoints_per_class" not in model.model_config.model_fields_set
+    assert model.class_names == ["wrench", "bolt", "washer", "bracket"]
+    kept = RFDETR.from_checkpoint(best)
+    assert kept.model.schema == model.model.schema
+    photo = next((parts / "valid").glob("*.jpg"))
+    mine, files = (each.predict(photo, threshold=0.0) for each in (model, kept))
+    np.testing.assert_array_equal(mine.xy, files.xy)
 
 
 def test_notes_are_in_every_checkpoint_and_in_the_artifact(trained, tmp_path):

@@ -15,12 +15,13 @@ from trainer.model.rfdetr import RFDETR
 
 SIDE = 96
 CONFIG = TrainConfig(dataset_dir=Path("data"), batch_size="auto")
+WEIGHTS = CONFIG.coefficients
 
 
-@pytest.fixture
-def network() -> RFDETR:
+@pytest.fixture(params=["tiny", "seg-tiny", "keypoint-tiny"])
+def network(request: pytest.FixtureRequest) -> RFDETR:
     torch.manual_seed(0)
-    return RFDETR(VARIANTS["tiny"], 4)
+    return RFDETR(VARIANTS[request.param], 4)
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_synthetic_step_changes_nothing(network, autocast):
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     gradient = torch.ones_like(network.class_head.weight)
     network.class_head.weight.grad = gradient.clone()
-    synthetic_step(network, 2, side=SIDE, autocast=autocast)
+    synthetic_step(network, 2, WEIGHTS, side=SIDE, autocast=autocast)
     assert all(torch.equal(weights[name], found) for name, found in network.state_dict().items())
     assert torch.equal(network.class_head.weight.grad, gradient)
     assert network.box_head.layers[0].weight.grad is None
@@ -89,8 +90,8 @@ def test_a_synthetic_step_keeps_every_query_group_for_the_gradients(network):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        synthetic_step(network.train(), 2, side=SIDE, autocast=None)
-    queries = VARIANTS["tiny"].num_queries * VARIANTS["tiny"].groups
+        synthetic_step(network.train(), 2, WEIGHTS, side=SIDE, autocast=None)
+    queries = network.variant.num_queries * network.variant.groups
     assert any(shape[:2] == (2, queries) for shape in saved)
 
 
@@ -109,9 +110,9 @@ def test_a_gpu_holds_the_batch_it_is_given(network, cuda):
         size, steps = probe_batch_size(network, config, **options)
         assert 1 < size < 115  # memory was the limit, not the search
         assert steps == -(-16 // size)
-        synthetic_step(network.to(cuda).train(), size, side=384, autocast=torch.bfloat16)
+        synthetic_step(network.to(cuda).train(), size, WEIGHTS, side=384, autocast=torch.bfloat16)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            synthetic_step(network, 2 * size, side=384, autocast=torch.bfloat16)
+            synthetic_step(network, 2 * size, WEIGHTS, side=384, autocast=torch.bfloat16)
         network.cpu()
         assert all(torch.equal(before[name], now) for name, now in network.state_dict().items())
         _memory(64 * 2**20 / total)

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import filled_weights, save_filled
 
 from rfdetr_edge.errors import ArtifactError
+from rfdetr_edge.keypoint_schema import numbered_schema
 from trainer.checkpoint import load_checkpoint
 
 
@@ -105,9 +107,57 @@ def test_an_empty_class_head_is_refused(tmp_path, tiny):
         load_checkpoint(tmp_path / "tiny.pth", variant="tiny")
 
 
-@pytest.mark.parametrize("name", ["segmentation_head.x", "keypoint_embed.0.weight"])
-def test_a_checkpoint_of_another_task_is_refused(tmp_path, tiny, name):
-    path = tmp_path / "tiny.pth"
-    torch.save({"model": {**tiny, name: torch.zeros(1)}}, path)
-    with pytest.raises(ArtifactError, match="segmentation or keypoint checkpoint"):
-        load_checkpoint(path)
+@pytest.mark.parametrize(
+    ("held", "wanted", "tasks"),
+    [
+        ("seg-tiny", "tiny", "segmentation, not detection"),
+        ("keypoint-tiny", "seg-tiny", "keypoint, not segmentation"),
+        ("tiny", "keypoint-tiny", "detection, not keypoint"),
+    ],
+)
+def test_a_checkpoint_of_another_task_is_refused(tmp_path, held, wanted, tasks):
+    path = save_filled(tmp_path / "model.pth", held, 3, None)
+    with pytest.raises(ArtifactError, match=f"does not fit variant {wanted}.* its task is {tasks}"):
+        load_checkpoint(path, variant=wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"rfdetr_edge": {"keypoints": {}}}, r"schema that cannot be read: a keypoint schema is"),
+        ({"rfdetr_edge": {"keypoints": numbered_schema([5]).to_dict()}}, r"have \[5\] .*are for 4"),
+        ({"model_config": {"num_keypoints_per_class": [1, 2]}}, r"have \[1, 2\] .* are for 4"),
+        ({"model_config": {"num_keypoints_per_class": "4"}}, r"keypoints of each class '4'"),
+        (
+            {"model_config": {"num_keypoints_per_class": [-1, 5]}},
+            r"keypoints of each class \[-1, 5",
+        ),
+        ({"model_config": {"num_keypoints_per_class": [0]}}, "needs a class with keypoints"),
+        ({"model_config": {"postprocess_trace_alpha": "x"}}, "trace_alpha 'x'"),
+        ({"model_config": {"postprocess_trace_alpha": -1}}, "trace_alpha must be 0 or more"),
+        ({}, r"have \[17\] keypoints.* are for 4"),
+        ({"model_config": {"num_keypoints_per_class": [0, 0, 0, 4]}}, "3 class slots are too few"),
+    ],
+)
+def test_a_bad_keypoint_schema_is_one_error(tmp_path, content, message):
+    weights = filled_weights("keypoint-tiny", 3, (4,))
+    del weights["_kp_active_mask"]  # which would say 4
+    torch.save({"model": weights, **content}, tmp_path / "tiny.pth")
+    with pytest.raises(ArtifactError, match=message):
+        load_checkpoint(tmp_path / "tiny.pth", variant="keypoint-tiny")
+
+
+def test_a_mask_of_points_that_is_not_of_booleans_is_refused(tmp_path):
+    weights = filled_weights("keypoint-tiny", 3)
+    weights["_kp_active_mask"] = torch.full((1, 17), float("nan"))
+    torch.save({"model": weights}, tmp_path / "tiny.pth")
+    with pytest.raises(ArtifactError, match=r"1 tensors differ, first _kp_active_mask: \(1, 17\)"):
+        load_checkpoint(tmp_path / "tiny.pth", variant="keypoint-tiny")
+
+
+def test_a_keypoint_file_without_its_points_is_refused(tmp_path):
+    weights = filled_weights("keypoint-tiny", 3)
+    del weights["transformer.decoder.keypoint_pos_embed"]
+    torch.save({"model": weights}, tmp_path / "tiny.pth")
+    with pytest.raises(ArtifactError, match=r"1 tensors differ, first decoder\.keypoints\.pos"):
+        load_checkpoint(tmp_path / "tiny.pth", variant="keypoint-tiny")

@@ -8,19 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoints import filled_weights, save_filled
 from fill import fill_state_dict
 
 import rfdetr_edge
 from rfdetr_edge.classes import COCO_NAMES, coco_classes, named_classes, with_slots
 from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.keypoint_schema import (
+    ClassKeypoints,
+    KeypointSchema,
+    class_keypoints,
+    numbered_schema,
+)
 from rfdetr_edge.variants import VARIANTS
-from trainer.checkpoint import build_model, load_checkpoint, save_checkpoint
+from trainer.checkpoint import build_model, file_weights, load_checkpoint, save_checkpoint
 from trainer.checkpoint_names import from_file_names, to_file_names
 from trainer.config import TrainConfig, model_config
 from trainer.fit import fit
 from trainer.model.rfdetr import RFDETR
 
-NANO = json.loads((Path(__file__).parent.parent / "golden" / "manifests" / "nano.json").read_text())
+GOLDEN = Path(__file__).parent.parent / "golden"
+NANO = json.loads((GOLDEN / "manifests" / "nano.json").read_text())
 CELLS = named_classes("background-last", ["RBC", "WBC"], [4, 9])
 NUMBERED = ["class_0", "class_1"]
 
@@ -61,6 +69,44 @@ def test_what_is_written_is_read_back(tmp_path):
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(found.model.state_dict()[name], tensor, atol=0, rtol=0)
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.pth"]
+
+
+@pytest.mark.parametrize("variant", ["seg-tiny", "keypoint-tiny"])
+def test_masks_and_keypoints_are_read_back(tmp_path, variant):
+    named = class_keypoints(["left_ear", "right_ear", "nose"], ((0, 2),), [0.1, 0.1, 0.2])
+    schema = KeypointSchema((named, ClassKeypoints()), trace_alpha=0.5)
+    schema = schema if variant == "keypoint-tiny" else None
+    model = RFDETR(VARIANTS[variant], 3, schema.counts if schema else ())
+    save_checkpoint(
+        tmp_path / "best.pth",
+        model,
+        classes=CELLS,
+        schema=schema,
+        model=model_config(variant),
+        train=TrainConfig(dataset_dir=tmp_path),
+    )
+    found = load_checkpoint(tmp_path / "best.pth")
+    assert (found.variant, found.classes, found.schema) == (VARIANTS[variant], CELLS, schema)
+    assert found.model.keypoint_counts == ((3, 0) if schema else ())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], tensor, atol=0, rtol=0)
+
+
+def test_a_keypoint_file_has_upstreams_masks():
+    manifest = json.loads((GOLDEN / "manifests" / "keypoint-preview-multi.json").read_text())
+    variant = replace(VARIANTS["keypoint-preview"], num_queries=40)
+    weights = file_weights(RFDETR(variant, 4, (5, 0, 3)))
+    assert {name: list(t.shape) for name, t in weights.items()} == manifest["state_dict"]
+    active, blocked = (weights[name] for name in manifest["buffers"])
+    assert active.dtype == blocked.dtype == torch.bool
+    assert active.sum(dim=1).tolist() == [5, 0, 3]
+    assert active[2].tolist() == [True, True, True, False, False]
+    assert not blocked[0].any()
+    assert not blocked[:, 0].any()
+    assert not blocked[1:6, 1:6].any()
+    assert not blocked[6:, 6:].any()
+    assert blocked[1:6, 6:].all()
+    assert blocked[6:, 1:6].all()
 
 
 def test_a_file_we_write_has_upstreams_keys_and_tensors(tmp_path, nano):
@@ -140,7 +186,7 @@ def test_of_our_lightning_file_the_average_is_taken(tmp_path, dataset):
     fitted = fit(RFDETR(VARIANTS["tiny"], slots=4), model_config("tiny"), config)
     data = torch.load(tmp_path / "last.ckpt", weights_only=True)
     found = load_checkpoint(tmp_path / "last.ckpt", variant="tiny").model.state_dict()
-    for name, tensor in fitted.network.state_dict().items():
+    for name, tensor in fitted.last.model.state_dict().items():
         torch.testing.assert_close(found[name], tensor, atol=0, rtol=0)
     plain = data["state_dict"]["network.class_head.bias"]
     assert not torch.equal(plain, found["class_head.bias"])
@@ -149,7 +195,7 @@ def test_of_our_lightning_file_the_average_is_taken(tmp_path, dataset):
 def test_a_bare_state_dict_opens_when_its_variant_is_named(tmp_path, tiny):
     torch.save(tiny, tmp_path / "tiny.pth")
     assert load_checkpoint(tmp_path / "tiny.pth", variant="tiny").model.slots == 3
-    with pytest.raises(ArtifactError, match=r"has no args\. Name one of tiny, nano"):
+    with pytest.raises(ArtifactError, match=r"has no args\. Name one of tiny, .*nano"):
         load_checkpoint(tmp_path / "tiny.pth")
 
 
@@ -167,25 +213,104 @@ def test_class_heads_are_cut_or_tiled(tmp_path, tiny):
     weights = from_file_names(tiny)
     before = weights["class_head.weight"]
     for slots in (2, 3, 7):
-        model = build_model(VARIANTS["tiny"], weights, path=tmp_path, slots=slots)
+        model = build_model(VARIANTS["tiny"], weights, path=tmp_path, resolution=352, slots=slots)
         expected = before.repeat(3, 1)[:slots]
         torch.testing.assert_close(model.class_head.weight.detach(), expected, atol=0, rtol=0)
         assert all(group.class_head.bias.shape == (slots,) for group in model.proposals)
+
+
+@pytest.mark.parametrize("counts", [(5,), (20,), (3, 0, 2)])
+def test_points_of_other_counts_are_cut_or_tiled(tmp_path, counts):
+    person = RFDETR(VARIANTS["keypoint-tiny"], 3).state_dict()
+    model = build_model(
+        VARIANTS["keypoint-tiny"],
+        person,
+        path=tmp_path,
+        resolution=352,
+        slots=4,
+        keypoint_counts=counts,
+    )
+    assert model.keypoint_counts == counts
+    for name in ("keypoints.queries.queries", "decoder.keypoints.positions"):
+        expected = person[name].repeat(2, 1)[: sum(counts)]
+        torch.testing.assert_close(model.state_dict()[name], expected, atol=0, rtol=0)
+
+
+def test_without_a_projector_of_its_own_the_keypoints_take_a_copy(tmp_path):
+    weights = filled_weights("keypoint-tiny", 3)
+    own = [name for name in weights if "cross_attn_projector" in name]
+    assert own
+    left = {name: tensor for name, tensor in weights.items() if name not in own}
+    left["keypoint_head.keypoint_proj.weight"] = torch.zeros(2)  # in the published file
+    path = _save(tmp_path / "keypoint-tiny.pth", model=left, args={})
+    found = file_weights(load_checkpoint(path).model)
+    for name in own:
+        shared = name.replace("cross_attn_projector", "projector")
+        torch.testing.assert_close(found[name], weights[shared], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "content", "expected"),
+    [
+        ((17,), {}, numbered_schema([17])),
+        ((5, 0, 3), {}, numbered_schema([5, 0, 3])),  # as its mask says
+        ((5,), {"num_keypoints_per_class": [4, 1]}, numbered_schema([5])),  # the mask wins
+        ((0, 5), {"postprocess_trace_alpha": 0}, numbered_schema([0, 5], 0.0)),
+    ],
+)
+def test_the_schema_is_found(tmp_path, counts, content, expected):
+    weights = filled_weights("keypoint-tiny", 4, counts)
+    path = _save(tmp_path / "keypoint-tiny.pth", model=weights, args={}, model_config=content)
+    assert load_checkpoint(path).schema == expected
+
+
+def test_a_file_without_a_mask_has_the_counts_of_its_settings(tmp_path):
+    weights = filled_weights("keypoint-tiny", 4, (4, 1))
+    del weights["_kp_active_mask"]
+    settings = {"num_keypoints_per_class": [4, 1]}
+    path = _save(tmp_path / "keypoint-tiny.pth", model=weights, args={}, model_config=settings)
+    assert load_checkpoint(path).model.keypoint_counts == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "slots", "names", "expected"),
+    [
+        ((17,), 2, None, named_classes("background-last", ["person"])),
+        ((17,), 91, list(COCO_NAMES), with_slots(named_classes("background-last", ["person"]), 91)),
+        ((0, 17), 91, None, coco_classes()),
+        ((0, 17), 2, ["person"], named_classes("background-first", ["person"])),
+        ((0, 5), 2, None, named_classes("background-first", ["class_0"])),
+        ((5, 3), 3, ["a", "b"], named_classes("background-last", ["a", "b"])),
+    ],
+)
+def test_keypoints_say_which_slot_is_background(tmp_path, counts, slots, names, expected):
+    path = save_filled(tmp_path / "x.pth", "keypoint-tiny", slots, names, counts)
+    assert load_checkpoint(path).classes == expected
 
 
 def test_spare_queries_are_cut_off_group_by_group(tmp_path):
     large = replace(VARIANTS["tiny"], num_queries=80, groups=6)
     weights = RFDETR(large, slots=3).state_dict()
     weights["query_boxes.weight"] = torch.arange(6.0 * 80).repeat_interleave(4).reshape(480, 4)
-    model = build_model(VARIANTS["tiny"], weights, path=tmp_path)
+    model = build_model(VARIANTS["tiny"], weights, path=tmp_path, resolution=352)
     expected = torch.cat([torch.arange(60.0) + 80 * group for group in range(5)])
     torch.testing.assert_close(model.query_boxes.weight[:, 0].detach(), expected)
     assert model.query_features.weight.shape == (300, 128)
+    points = replace(VARIANTS["keypoint-tiny"], groups=4)
+    spare = RFDETR(points, slots=3).state_dict()
+    counts = points.keypoint_counts
+    options = {"path": tmp_path, "resolution": 352, "keypoint_counts": counts}
+    assert len(build_model(VARIANTS["keypoint-tiny"], spare, **options).proposals) == 3
     for few in (replace(large, num_queries=59), replace(large, groups=4)):
         with pytest.raises(
             ArtifactError, match=r"query_.*be \(300, |first proposals\.4\..*: missing"
         ):
-            build_model(VARIANTS["tiny"], RFDETR(few, slots=3).state_dict(), path=tmp_path)
+            build_model(
+                VARIANTS["tiny"],
+                RFDETR(few, slots=3).state_dict(),
+                path=tmp_path,
+                resolution=352,
+            )
 
 
 def test_another_patch_size_is_named(tmp_path, nano):
@@ -219,9 +344,16 @@ def test_the_variant_is_found(tmp_path, tiny, content, filename, expected):
 @pytest.mark.parametrize(
     ("content", "filename", "message"),
     [
-        ({"args": {}}, "checkpoint.pth", r"'checkpoint.pth' names none.* Name one of tiny, nano"),
+        ({"args": {}}, "checkpoint.pth", r"'checkpoint.pth' names none.* Name one of tiny, .*nano"),
         ({"args": {"pretrain_weights": "rf-detr-xlarge.pth"}}, "tiny.pth", "--variant"),
-        ({"args": {}}, "rf-detr-seg-tiny.pth", "--variant"),
+        ({"args": {}}, "rf-detr-seg-huge-tiny.pth", "--variant"),
+        ({"args": {}}, "rf-detr-seg-tiny.pth", "variant seg-tiny.*task is detection"),
+        ({"args": {}}, "rf-detr-keypoint-tiny.pth", "variant keypoint-tiny.*task is detection"),
+        ({"args": {}}, "rf-detr-keypoint-preview-xlarge.pth", "variant keypoint-preview,"),
+        ({"args": {}}, "rf-detr-seg-xxlarge.pt", "variant seg-2xlarge,"),
+        ({"args": {}}, "rf-detr-seg-xlarge.pt", "variant seg-xlarge,"),
+        ({"args": {}}, "rf-detr-seg-large.pt", "variant seg-large,"),
+        ({"args": {}}, "seg-preview-nano.pt", "variant seg-preview,"),
         ({"args": {"pretrain_weights": "o365"}, "model_name": "X"}, "tiny.pth", "is 'X', and 'o3"),
         ({"model_name": "RFDETRHuge"}, "tiny.pth", "is 'RFDETRHuge', and it has no args"),
         # large stands before nano and base in the search
@@ -245,7 +377,7 @@ def test_a_variant_that_is_not_clear_is_refused(tmp_path, tiny, content, filenam
 def test_the_variant_can_be_named(tmp_path, tiny):
     path = _save(tmp_path / "checkpoint.pth", model=tiny)
     assert load_checkpoint(path, variant="tiny").variant.name == "tiny"
-    with pytest.raises(InputError, match="unknown variant 'huge'; choose one of tiny, nano"):
+    with pytest.raises(InputError, match=r"unknown variant 'huge'; choose one of tiny, .*nano"):
         load_checkpoint(path, variant="huge")
 
 

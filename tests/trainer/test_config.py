@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rfdetr_edge.errors import InputError
-from trainer.config import ModelConfig, TrainConfig, checked, model_config
+from trainer.config import TrainConfig, model_config, train_config
 
 # Every setting that upstream 1.11.2 documents, at its default.
 DOCUMENTED = {
@@ -46,7 +46,7 @@ def test_every_documented_default_is_taken_and_is_ours():
 @pytest.mark.parametrize("name", sorted({*DOCUMENTED} - {*TrainConfig.model_fields}))
 def test_what_is_a_constant_here_cannot_be_changed(name):
     with pytest.raises(InputError, match=f"^{name} is .* here and cannot be set to 'other'"):
-        checked(TrainConfig, {"dataset_dir": "data", name: "other"})
+        train_config("detection", **{"dataset_dir": "data", name: "other"})
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,23 @@ def test_what_is_a_constant_here_cannot_be_changed(name):
         ({"lr": float("nan")}, "lr: Input should be"),
         ({"amp_dtype": "fp32"}, "amp_dtype: Input should be 'auto', 'bf16' or 'fp16'"),
         ({"lr_scheduler_kwargs": {"gamma": 0.1}}, "lr_scheduler_kwargs"),
+        ({"keypoint_flip_pairs": [1, 2, 3]}, "keypoint_flip_pairs: must be pairs in a row"),
+        ({"keypoint_oks_sigmas": [0.1, 0.0]}, "keypoint_oks_sigmas.1: Input should be greater"),
     ],
 )
 def test_a_wrong_setting_of_a_run_is_one_line(settings, message):
     with pytest.raises(InputError, match=message) as caught:
-        checked(TrainConfig, {"dataset_dir": "data", **settings})
+        train_config("detection", **{"dataset_dir": "data", **settings})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "huge"}, "unknown variant 'huge'; choose one of tiny, nano"),
+        ({"variant": "huge"}, "unknown variant 'huge'; choose one of tiny, seg-tiny"),
+        ({"num_keypoints_per_class": [5]}, r"num_keypoints_per_class \[5\] does not fit tiny"),
+        ({"variant": "keypoint-tiny", "num_keypoints_per_class": [0]}, "does not fit"),
+        ({"segmentation_head": True}, "segmentation_head is False here"),
         ({"resolution": 100}, r"100 is no multiple of 32 .* the nearest are 96 and 128"),
         ({"resolution": 10}, "the nearest are 32 and 64"),
         ({"resolution": -64}, "no multiple of 32"),
@@ -83,10 +88,8 @@ def test_a_wrong_setting_of_a_run_is_one_line(settings, message):
 def test_a_wrong_setting_of_a_model_is_one_line(settings, message):
     given = {"variant": "tiny", "resolution": 64, "num_classes": 3, **settings}
     with pytest.raises(InputError, match=message) as caught:
-        checked(ModelConfig, given)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=message):
         model_config(**given)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_is_the_variants_unless_given():
@@ -96,6 +99,22 @@ def test_a_model_is_the_variants_unless_given():
     base.adopt(num_classes=7, resolution=392)
     assert (base.resolution, base.num_classes) == (392, 7)
     assert base.model_fields_set == {"num_classes"}
+
+
+def test_a_keypoint_run_has_defaults_of_its_own():
+    config = train_config("keypoint", dataset_dir="data", smooth_alpha=0.25)
+    assert config.coefficients["loss_ce"] == 2
+    assert config.coefficients["loss_keypoints_nll"] == 1
+    assert (config.skip_best_epochs, config.smooth_alpha) == (10, 0.25)
+    for task in ("detection", "segmentation"):
+        assert train_config(task, dataset_dir="data") == TrainConfig(dataset_dir="data")
+
+
+def test_a_keypoint_model_has_the_points_of_its_variant_unless_given():
+    model = model_config("keypoint-preview")
+    assert model.num_keypoints_per_class == [17]
+    assert "num_keypoints_per_class" not in model.model_fields_set
+    assert model_config("keypoint-preview", num_keypoints_per_class=[5, 0]).num_classes == 90
 
 
 def test_the_checkpoint_to_go_on_from():

@@ -1,4 +1,4 @@
-"""A real training run on three photos: it learns, keeps its files, and goes on where it stopped."""
+"""Real training runs on a few photos: they learn, keep their files, go on where they stopped."""
 
 import csv
 import json
@@ -16,10 +16,11 @@ import torch
 from processes import run_cli
 
 from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.keypoint_schema import ClassKeypoints, KeypointSchema
 from rfdetr_edge.variants import VARIANTS
 from trainer.checkpoint import load_checkpoint
-from trainer.config import ModelConfig, TrainConfig, model_config
-from trainer.fit import fit
+from trainer.config import ModelConfig, TrainConfig, model_config, train_config
+from trainer.fit import Fitted, fit
 from trainer.model.rfdetr import RFDETR
 
 EPOCHS = 4
@@ -105,7 +106,7 @@ def test_the_best_checkpoint_holds_the_averaged_weights(dataset, tmp_path):
     average = _last(tmp_path)["callbacks"]["WeightAverage"]["average"]
     for name, tensor in kept.items():
         torch.testing.assert_close(tensor, average[name], atol=0, rtol=0)
-        torch.testing.assert_close(tensor, fitted.network.state_dict()[name], atol=0, rtol=0)
+        torch.testing.assert_close(tensor, fitted.last.model.state_dict()[name], atol=0, rtol=0)
     plain = _last(tmp_path)["state_dict"]
     assert not torch.equal(kept["class_head.weight"], plain["network.class_head.weight"])
     assert load_checkpoint(fitted.best).resolution == 64
@@ -208,7 +209,7 @@ def test_a_finished_run_stays_as_it_is_when_resumed(dataset, tmp_path):
     assert [(tmp_path / name).read_bytes() for name in names[:1]] == before
     for name, kept in zip(names[1:], weights, strict=True):
         _assert_equal(load_checkpoint(tmp_path / name).model.state_dict(), kept, name)
-    _assert_equal(fitted.network.state_dict(), weights[0], "network")
+    _assert_equal(fitted.last.model.state_dict(), weights[0], "network")
 
 
 def test_a_run_can_start_from_a_checkpoint_of_other_classes(dataset, tmp_path):
@@ -216,7 +217,7 @@ def test_a_run_can_start_from_a_checkpoint_of_other_classes(dataset, tmp_path):
     model, config = _settings(
         dataset, tmp_path, epochs=1, lr=1e-9, lr_encoder=1e-9, eval_interval=1
     )
-    tuned = fit(start, model, config).network
+    tuned = fit(start, model, config).last.model
     assert (start.slots, tuned.slots) == (2, 4)
     assert tuned.encoder.grid == (4, 4)
     for mine, other in ((slice(0, 2), slice(0, 2)), (slice(2, 4), slice(0, 2))):
@@ -228,7 +229,7 @@ def test_a_frozen_encoder_does_not_move(dataset, tmp_path):
     network.encoder.fix_grid(4, 4)
     model = model_config("tiny", freeze_encoder=True, **MODEL)
     _, config = _settings(dataset, tmp_path, epochs=1, weight_decay=0.1)
-    tuned = fit(network, model, config).network
+    tuned = fit(network, model, config).last.model
     for name, tensor in tuned.encoder.state_dict().items():
         torch.testing.assert_close(tensor, network.encoder.state_dict()[name], atol=0, rtol=0)
     assert not torch.equal(tuned.class_head.weight, network.class_head.weight)
@@ -262,7 +263,7 @@ def test_a_file_that_no_run_can_go_on_from_is_refused(run, dataset, tmp_path):
         fit(_network(), *_settings(dataset, tmp_path / "b", resume=best))
     model = model_config("tiny", resolution=96)
     _, config = _settings(dataset, tmp_path / "c", resume=run / "last.ckpt")
-    with pytest.raises(ArtifactError, match="another variant, resolution, class count"):
+    with pytest.raises(ArtifactError, match="another variant, resolution, class or keypoint count"):
         fit(_network(), model, config)
     _, config = _settings(dataset, tmp_path / "d", resume=run / "last.ckpt", lr=1e-3)
     with pytest.raises(ArtifactError, match="learning rate or decay"):
@@ -374,3 +375,117 @@ def test_an_interrupted_run_exits_130_and_can_go_on(dataset, tmp_path):
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "optimizer_states" in _last(tmp_path)
+
+
+POINTS = (5, 5, 0, 6)  # of the synthetic parts
+TASK_RUN = {**RUN, "aug_config": "INDUSTRIAL", "epochs": 2}
+
+
+def _fit(parts: Path, output: Path, variant: str, model: dict, **settings: object) -> Fitted:
+    """Two epochs from random weights."""
+    chosen = model_config(variant, **MODEL, **model)
+    given = {**TASK_RUN, "dataset_dir": parts, "output_dir": output, **settings}
+    return fit(None, chosen, train_config(chosen.row.task, **given))
+
+
+@pytest.mark.parametrize(
+    ("variant", "losses", "metric"),
+    [
+        ("seg-tiny", {"mask_ce", "mask_dice"}, "segm_mAP_50_95"),
+        (
+            "keypoint-tiny",
+            {f"keypoints_{part}" for part in ("l1", "findable", "visible", "nll")},
+            "keypoint_map_50_95",
+        ),
+    ],
+)
+def test_masks_and_keypoints_are_learned_and_a_resumed_run_is_no_different(
+    parts, tmp_path, variant, losses, metric
+):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    first = _fit(parts, whole, variant, {}, checkpoint_interval=1)
+    for name in losses:
+        start, end = _column(whole, f"train/loss_{name}").values()
+        assert end < start or name == "keypoints_visible", name
+    assert sorted(_column(whole, f"val/{metric}")) == [1]
+    again = _fit(parts, resumed, variant, {}, resume=whole / "checkpoint_0.ckpt")
+    # by the batch's own random numbers, those of the masks' points included
+    assert (resumed / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    _assert_equal(again.last.model.state_dict(), first.last.model.state_dict(), "network")
+    kept = load_checkpoint(first.best)
+    assert (kept.variant.name, kept.schema) == (variant, first.last.schema)
+
+
+def test_the_data_set_and_the_settings_say_what_the_keypoints_are(photos, write_split, tmp_path):
+    photos["categories"][0]["keypoints"] = ["top", "bottom"]
+    for row in photos["annotations"]:
+        if row["category_id"] == photos["categories"][0]["id"]:
+            x, y, width, height = row["bbox"]
+            row["keypoints"] = [x, y, 2, x + width, y + height, 1]
+    for split in ("train", "valid"):
+        write_split(tmp_path / "data" / split, photos)
+    start = RFDETR(VARIANTS["keypoint-tiny"], 2)
+    assert start.keypoint_counts == (17,)
+    chosen = model_config("keypoint-tiny", postprocess_trace_alpha=0.5, **MODEL)
+    own = {"keypoint_flip_pairs": [0, 1], "keypoint_oks_sigmas": [0.3, 0.4], "epochs": 1}
+    given = {
+        **TASK_RUN,
+        "dataset_dir": tmp_path / "data",
+        "output_dir": tmp_path / "out",
+        **own,
+    }
+    fitted = fit(start, chosen, train_config("keypoint", **given))
+    points = ClassKeypoints(("top", "bottom"), (), (0.3, 0.4), ((0, 1),))
+    wanted = KeypointSchema((points, ClassKeypoints(), ClassKeypoints()), trace_alpha=0.5)
+    assert load_checkpoint(fitted.best).schema == fitted.last.schema == wanted
+    assert fitted.last.model.keypoint_counts == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "model", "settings", "message"),
+    [
+        (
+            "keypoint-tiny",
+            {"num_keypoints_per_class": [17]},
+            {},
+            r"num_keypoints_per_class is \[17\], but the classes of .* have \[5, 5, 0, 6\]",
+        ),
+        ("keypoint-tiny", {}, {"keypoint_oks_sigmas": [0.1]}, "5 keypoints need as many sigmas"),
+        ("keypoint-tiny", {}, {"keypoint_flip_pairs": [0, 5]}, r"flip_pairs pairs two of 5"),
+        ("seg-tiny", {}, {"keypoint_oks_sigmas": [0.1]}, "for keypoint variants, not seg-tiny"),
+        ("tiny", {}, {"keypoint_flip_pairs": [0, 1]}, "for keypoint variants, not tiny"),
+    ],
+)
+def test_keypoint_settings_that_do_not_fit_are_refused(
+    parts, tmp_path, variant, model, settings, message
+):
+    with pytest.raises(InputError, match=message) as caught:
+        _fit(parts, tmp_path, variant, model, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [("seg-tiny", "segmentation"), ("keypoint-tiny", "no class has keypoints")],
+)
+def test_a_data_set_of_boxes_teaches_no_masks_or_keypoints(dataset, tmp_path, variant, message):
+    with pytest.raises(InputError, match=message):
+        _fit(dataset, tmp_path, variant, {})
+
+
+def test_the_keypoints_projector_learns_though_the_encoder_is_frozen(parts, tmp_path):
+    start = RFDETR(VARIANTS["keypoint-tiny"], 5, POINTS)
+    start.encoder.fix_grid(4, 4)
+    chosen = model_config("keypoint-tiny", freeze_encoder=True, **MODEL)
+    given = {
+        **TASK_RUN,
+        "dataset_dir": parts,
+        "output_dir": tmp_path,
+        "epochs": 1,
+        "weight_decay": 0.1,
+    }
+    tuned = fit(start, chosen, train_config("keypoint", **given)).last.model.state_dict()
+    moved = {name for name, tensor in start.state_dict().items() if not tensor.equal(tuned[name])}
+    assert not any(name.startswith("encoder.") for name in moved)
+    for part in ("projector.", "keypoints.projector.", "keypoints.proposal_heads.", "decoder."):
+        assert any(name.startswith(part) for name in moved), part

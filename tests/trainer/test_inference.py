@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -20,7 +20,7 @@ from rfdetr_edge.variants import VARIANTS
 from trainer.checkpoint import load_checkpoint
 from trainer.checkpoint_names import from_file_names, to_file_names
 from trainer.config import model_config
-from trainer.inference import ModelContext, optimize, predict, remove_optimized
+from trainer.inference import ModelContext, optimize, predict
 from trainer.model.rfdetr import RFDETR
 
 with warnings.catch_warnings():  # it warns about its own dependencies on import
@@ -49,7 +49,7 @@ def context(network: RFDETR) -> ModelContext:
     """A fresh context of the filled network, which no test changes."""
     classes = named_classes("background-last", NAMES)
     args = model_config("tiny", num_classes=3)
-    return ModelContext(network, torch.device("cpu"), 352, classes, True, args)
+    return ModelContext(network, torch.device("cpu"), 352, classes, None, True, args)
 
 
 def firing(slot: int, slots: int, classes) -> ModelContext:
@@ -57,7 +57,7 @@ def firing(slot: int, slots: int, classes) -> ModelContext:
     torch.manual_seed(0)
     model = RFDETR(VARIANTS["nano"], slots)
     model.class_head.bias.data[slot] = 6.0
-    return ModelContext(model, torch.device("cpu"), 384, classes, True, model_config("nano"))
+    return ModelContext(model, torch.device("cpu"), 384, classes, None, True, model_config("nano"))
 
 
 def assert_same(one, other, pixels: float = 1e-2) -> None:
@@ -159,6 +159,7 @@ def test_the_deployed_artifact_finds_the_same(tmp_path, shape):
         torch.device("cpu"),
         checkpoint.resolution,
         checkpoint.classes,
+        None,
         checkpoint.antialias,
         model_config("tiny"),
     )
@@ -257,7 +258,7 @@ def test_an_optimised_model_finds_the_same(context, compiled):
     expected = predict(context, PHOTOS, LOW)
     optimize(context, compile=compiled, batch_size=3)
     state = context.optimized
-    assert (state.compiled, state.resolution, state.dtype) == (compiled, 352, torch.float32)
+    assert (state.resolution, state.dtype) == (352, torch.float32)
     assert state.batch_size == (3 if compiled else None)
     assert context.inference_model is state.model
     assert isinstance(state.model, torch.jit.ScriptModule) == compiled
@@ -277,8 +278,7 @@ def test_an_optimised_model_refuses_what_it_was_not_made_for(context):
     context.resolution = 320
     with pytest.raises(ValueError, match=r"resolution mismatch.*352x352 pixels, not 1 of 320x320"):
         predict(context, PHOTO)
-    remove_optimized(context)
-    remove_optimized(context)  # nothing to do
+    context.optimized = None
     assert context.inference_model is None
     assert len(predict(context, PHOTO, 0.0)) == 100
 
@@ -346,3 +346,83 @@ def test_postprocess_gives_every_ranked_pair(context):
     pair = tuple(outputs.final)  # what an optimised model gives
     for one, other in zip(context.postprocess(pair, sizes), results, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("scores", "labels", "boxes"))
+
+
+POINTS = (5, 0, 3)
+
+
+@pytest.fixture(scope="module")
+def of_a_task(tmp_path_factory) -> Callable[[str], ModelContext]:
+    """A context of the filled network of a variant, at 96 pixels."""
+    folder = tmp_path_factory.mktemp("tasks")
+
+    def make(variant: str) -> ModelContext:
+        counts = POINTS if VARIANTS[variant].task == "keypoint" else ()
+        path = save_filled(folder / f"{variant}.pth", variant, 4, list(NAMES), counts)
+        found = load_checkpoint(path)
+        rest = (found.classes, found.schema, found.antialias, model_config(variant))
+        return ModelContext(found.model, torch.device("cpu"), 96, *rest)
+
+    return make
+
+
+def test_masks_are_whole_frames(of_a_task):
+    first, second = predict(of_a_task("seg-tiny"), [PHOTO, np.zeros((50, 70, 3), np.uint8)], LOW)
+    assert isinstance(first, supervision.Detections)
+    assert len(first) > 5
+    assert (first.mask.shape, first.mask.dtype) == ((len(first), 480, 640), bool)
+    assert second.mask.shape == (len(second), 50, 70)
+    assert 0 < first.mask.mean() < 1
+    assert first.metadata["source_image"].shape == (480, 640, 3)
+    assert {*first.data} == {"class_name", "source_shape"}
+    assert len(predict(of_a_task("seg-tiny"), PHOTO, 1.0)) == 0
+
+
+def test_keypoints_have_the_documented_fields(of_a_task):
+    context = of_a_task("keypoint-tiny")
+    found = predict(context, PHOTO, LOW)
+    count = len(found)
+    assert isinstance(found, supervision.KeyPoints)
+    assert count > 5
+    assert (found.xy.shape, found.keypoint_confidence.shape) == ((count, 5, 2), (count, 5))
+    assert (found.detection_confidence > LOW).all()
+    assert found.class_id.shape == (count,)
+    shapes = {name: np.shape(value) for name, value in found.data.items()}
+    assert shapes == {
+        "class_name": (count,),
+        "source_shape": (count, 2),
+        "xyxy": (count, 4),
+        "covariance": (count, 5, 2, 2),
+        "keypoint_precision_cholesky": (count, 5, 3),
+        "source_image": (count, 480, 640, 3),
+    }
+    some = found[found.detection_confidence > np.median(found.detection_confidence)]
+    assert 0 < len(some) < count
+    assert len(some.data["source_image"]) == len(some.data["xyxy"]) == len(some)
+    assert "source_image" not in predict(context, PHOTO, LOW, include_source_image=False).data
+    assert len(predict(context, PHOTO, 1.0)) == 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("variant", ["seg-tiny", "keypoint-tiny"])
+def test_an_optimised_model_of_every_task_finds_the_same(of_a_task, variant, compiled):
+    context = of_a_task(variant)
+    sizes, tensor = torch.tensor([[48, 64]]), torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        (expected,) = context.postprocess(context.model(tensor), sizes)
+        optimize(context, compile=compiled)
+        (found,) = context.postprocess(context.inference_model(tensor), sizes)
+    assert found.keys() == expected.keys()
+    rows = len(found["scores"])
+    for name, value in found.items():
+        assert len(value) == rows
+        wanted = expected[name].float()
+        # the columns beyond a class's own points are NaN
+        torch.testing.assert_close(value.float(), wanted, rtol=1e-3, atol=1e-3, equal_nan=True)
+    if variant == "seg-tiny":
+        assert (found["masks"].shape, found["masks"].dtype) == ((rows, 1, 48, 64), torch.bool)
+    else:
+        assert found["keypoints"].shape == found["keypoint_precision_cholesky"].shape
+        assert found["keypoints"].shape == (rows, 5, 3)
+        assert (found["scores"] > 0).all()
+        assert 0 <= found["keypoints"][..., 2].min() <= found["keypoints"][..., 2].max() <= 1

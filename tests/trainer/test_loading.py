@@ -1,6 +1,8 @@
 """Which image is drawn when and at which size, on how many ranks, and what the network gets."""
 
+import json
 import resource
+import shutil
 import traceback
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shapes import with_shapes
 from torch import distributed
 
 from rfdetr_edge.datasets import Dataset, read_dataset
@@ -16,7 +19,8 @@ from rfdetr_edge.errors import InputError
 from rfdetr_edge.images import read_image
 from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.preprocess import preprocess
-from rfdetr_edge.variants import VARIANTS
+from rfdetr_edge.rasterize import rasterize
+from rfdetr_edge.variants import VARIANTS, Task
 from trainer.config import ModelConfig, TrainConfig, model_config
 from trainer.data.module import DetectionData, Draw, EpochSampler, Images, scales
 
@@ -38,6 +42,10 @@ def _model(resolution: int = 64) -> ModelConfig:
 def read(dataset: Path) -> Dataset:
     """The three photos as train and valid split."""
     return read_dataset(dataset, "roboflow", report=None)
+
+
+def _images(read: Dataset, **settings: object) -> Images:
+    return Images(read.train, _config(**settings), "detection", None)
 
 
 def _sampler(length: int = 100, batch_size: int = 4, **settings: object) -> EpochSampler:
@@ -137,7 +145,7 @@ def test_validation_shows_every_image_once_as_the_device_sees_it(read, dataset):
     config = _config(dataset_dir=dataset, batch_size=2, num_workers=0, antialias=False)
     data = DetectionData(config, _model(96), read)
     assert _photos(data) == [1, 2, 3]
-    image, target = Images(read.valid, config)[Draw(1, 96, None)]
+    image, target = Images(read.valid, config, "detection", None)[Draw(1, 96, None)]
     photo = read_image(read.valid.images[1].path, upright=False)
     expected = preprocess(photo, InputSpec((96, 96), antialias=False))
     np.testing.assert_array_equal(image.numpy(), expected)
@@ -178,7 +186,7 @@ def test_two_processes_share_the_images(read, tmp_path):
 
 @pytest.mark.parametrize("preset", [None, "MICROSCOPY"])
 def test_a_draw_gives_the_same_item_again(read, preset):
-    images = Images(read.train, _config(aug_config=preset))
+    images = _images(read, aug_config=preset)
     first, again, other = (images[Draw(0, 64, seed)] for seed in (5, 5, 6))
     assert first[0].shape == (3, 64, 64)
     torch.testing.assert_close(first[0], again[0], atol=0, rtol=0)
@@ -188,7 +196,7 @@ def test_a_draw_gives_the_same_item_again(read, preset):
 
 def test_copy_paste_and_scale_jitter_happen_as_set(read):
     def boxes(**settings: object) -> list[int]:
-        images = Images(read.train, _config(**settings))
+        images = _images(read, **settings)
         return [len(images[Draw(0, 64, seed)][1].labels) for seed in range(12)]
 
     count = len(read.train.images[0].labels)
@@ -225,3 +233,82 @@ def test_a_worker_without_shared_memory_is_one_clear_error(read):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     traceback.clear_frames(caught.tb)  # they hold the iterator: its worker ends when it goes
+
+
+TINY = {"segmentation": "seg-tiny", "keypoint": "keypoint-tiny"}
+
+
+@pytest.fixture(scope="module")
+def shaped(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three photos with masks and keypoints."""
+    root = tmp_path_factory.mktemp("shaped")
+    shutil.copytree(dataset, root, dirs_exist_ok=True)
+    for path in root.glob("*/_annotations.coco.json"):
+        path.write_text(json.dumps(with_shapes(json.loads(path.read_text()))))
+    return root
+
+
+def _data(root: Path, task: Task, **settings: object) -> DetectionData:
+    read = read_dataset(root, "roboflow", report=None, task=task)
+    model = model_config(TINY[task], resolution=96)
+    return DetectionData(_config(dataset_dir=root, **settings), model, read)
+
+
+def test_masks_become_squares_by_their_nearest_pixels(shaped):
+    read = read_dataset(shaped, "roboflow", report=None, task="segmentation")
+    side = 96
+    (batch,) = _data(shaped, "segmentation", num_workers=0).val_dataloader()
+    rows = ((np.arange(side) + 0.5) * 480 / side).astype(int)
+    columns = ((np.arange(side) + 0.5) * 640 / side).astype(int)
+    for target, image in zip(batch.targets, read.valid.images, strict=True):
+        assert target.keypoints is None
+        assert (target.masks.dtype, target.masks.shape) == (
+            torch.bool,
+            (len(target.labels), side, side),
+        )
+        for mask, segmentation in zip(target.masks.numpy(), image.segmentations, strict=True):
+            full = rasterize(segmentation, (480, 640))
+            np.testing.assert_array_equal(mask, full[rows[:, None], columns])
+
+
+def test_keypoints_become_shares_of_the_image(shaped):
+    read = read_dataset(shaped, "roboflow", report=None, task="keypoint")
+    (batch,) = _data(shaped, "keypoint", num_workers=0).val_dataloader()
+    for target, image in zip(batch.targets, read.valid.images, strict=True):
+        assert target.masks is None
+        assert target.keypoints.dtype == torch.float32
+        np.testing.assert_allclose(
+            target.keypoints.numpy() * [640, 480, 1], image.keypoints, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("task", ["segmentation", "keypoint"])
+def test_shapes_do_not_depend_on_the_number_of_workers(shaped, task):
+    batches = []
+    for workers in (0, 1):
+        loader = _data(shaped, task, batch_size=2, num_workers=workers).train_dataloader()
+        batches.append(list(loader))
+    for alone, worked in zip(*batches, strict=True):
+        for one, other in zip(alone.targets, worked.targets, strict=True):
+            shapes = (one.masks, other.masks) if task == "segmentation" else one[5:] + other[5:]
+            torch.testing.assert_close(*shapes, atol=0, rtol=0)
+            assert len(shapes[0]) == len(one.labels)
+
+
+def test_keypoints_are_mirrored_with_their_names(shaped):
+    read = read_dataset(shaped, "roboflow", report=None, task="keypoint")
+    config = _config(scale_jitter=False, aug_config={"HorizontalFlip": {"p": 1}})
+    images = Images(read.train, config, "keypoint", read.schema)
+    straight, mirrored = (images[Draw(0, 96, seed)][1].keypoints for seed in (None, 1))
+    for row, label in enumerate(read.train.images[0].labels.tolist()):
+        swap = {0: [2, 1, 0], 1: [1, 0, 2]}.get(label, [0, 1, 2])
+        known = straight[row, swap].numpy()
+        known[:, 0] = np.where(known[:, 2] > 0, 639 / 640 - known[:, 0], 0)
+        np.testing.assert_allclose(mirrored[row], known, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "keypoint"])
+def test_copy_paste_is_for_boxes_only(shaped, task):
+    _data(shaped, task, aug_config="AGGRESSIVE")
+    with pytest.raises(InputError, match=f"CopyPaste pastes boxes only, and {TINY[task]} learns"):
+        _data(shaped, task, aug_config="MICROSCOPY")

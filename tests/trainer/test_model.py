@@ -13,13 +13,18 @@ from torch import Tensor
 
 from rfdetr_edge.variants import VARIANTS
 from trainer.checkpoint_names import from_file_names, to_file_names
+from trainer.config import train_config
 from trainer.losses import detection_losses, total_loss
-from trainer.model.output import ModelOutput
+from trainer.model.output import MaskFactors, ModelOutput
 from trainer.model.rfdetr import RFDETR
 from trainer.targets import Target
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TINY = VARIANTS["tiny"]
+SEG, KEYPOINT = VARIANTS["seg-tiny"], VARIANTS["keypoint-tiny"]
+DETECTION = ("nano", "small", "medium", "base", "large", "large-deprecated")
+SEGMENTATION = ("seg-nano", "seg-small", "seg-medium", "seg-preview", "seg-large", "seg-xlarge")
+KEYPOINTS = ("keypoint-preview", "keypoint-preview-multi")
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,20 @@ class Case:
 
     golden: dict[str, np.ndarray]
     output: ModelOutput
-    ranking: Tensor
+    ranking: torch.return_types.topk
 
 
-def _read_manifest(variant: str) -> dict:
-    return json.loads((GOLDEN / "manifests" / f"{variant}.json").read_text())
+def _read_manifest(name: str) -> dict:
+    return json.loads((GOLDEN / "manifests" / f"{name}.json").read_text())
+
+
+def _build(manifest: dict) -> RFDETR:
+    """The network that a manifest lists, which may have other settings than its variant."""
+    changed = manifest.get("config_overrides", {})
+    variant = VARIANTS[manifest["variant"]]
+    variant = replace(variant, num_queries=changed.get("num_queries", variant.num_queries))
+    counts = changed.get("num_keypoints_per_class", ())
+    return RFDETR(variant, changed.get("num_classes", 90) + 1, counts)
 
 
 def _filled(model: RFDETR) -> RFDETR:
@@ -47,22 +61,20 @@ def _images(height: int, width: int, batch: int = 1) -> Tensor:
     return torch.from_numpy(normalize(make_images(0, batch, height, width)))
 
 
-@pytest.fixture(
-    scope="module", params=["nano", "small", "medium", "base", "large", "large-deprecated"]
-)
+@pytest.fixture(scope="module", params=[*DETECTION, *SEGMENTATION, *KEYPOINTS])
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     golden = dict(np.load(GOLDEN / f"{request.param}-s0.npz"))
     meta, manifest = json.loads(str(golden["meta"])), _read_manifest(request.param)
     weights = fill_state_dict(manifest, meta["seed"])
     assert digest(weights) == meta["fill_digest"]
-    model = RFDETR(VARIANTS[request.param], slots=91).eval()
+    model = _build(manifest).eval()
     model.load_state_dict(
         {name: torch.from_numpy(array) for name, array in from_file_names(weights).items()}
     )
     rankings = []
     model.proposals[0].class_head.register_forward_hook(
         lambda _module, _input, logits: rankings.append(
-            logits.amax(dim=-1).topk(meta["num_queries"]).indices
+            logits.amax(dim=-1).topk(meta["num_queries"])
         )
     )
     size = meta["height"], meta["width"]
@@ -73,9 +85,8 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
 
 
 def test_proposals_are_ranked_as_upstream_ranks_them(case):
-    np.testing.assert_array_equal(case.ranking.numpy(), case.golden["topk_indices"])
-    values = case.output.proposals.logits.amax(dim=-1).numpy()
-    np.testing.assert_allclose(values, case.golden["topk_values"], atol=2e-4)
+    np.testing.assert_array_equal(case.ranking.indices, case.golden["topk_indices"])
+    np.testing.assert_allclose(case.ranking.values, case.golden["topk_values"], atol=2e-4)
 
 
 def test_predictions_equal_upstream(case):
@@ -94,14 +105,37 @@ def test_proposals_and_earlier_layers_equal_upstream(case):
     assert f"aux{len(case.output.layers) - 1}_boxes_first16" not in golden
 
 
+@pytest.mark.parametrize("case", SEGMENTATION, indirect=True)
+def test_masks_equal_upstream(case):
+    masks, golden = case.output.final.masks, case.golden
+    assert masks.shape == tuple(golden["pred_masks_shape"])
+    np.testing.assert_allclose(masks[:, :4], golden["pred_masks_first4"], atol=1e-3)
+    np.testing.assert_allclose(masks.mean(dim=(2, 3)), golden["pred_masks_mean"], atol=1e-4)
+    np.testing.assert_allclose(
+        masks.std(dim=(2, 3), correction=0), golden["pred_masks_std"], atol=1e-3
+    )
+    proposed = case.output.proposals.masks.dense().detach()[:, :1]
+    np.testing.assert_allclose(proposed, golden["enc_masks_first1"], atol=1e-3)
+    assert all(isinstance(layer.masks, MaskFactors) for layer in case.output.layers[:-1])
+
+
+@pytest.mark.parametrize("case", KEYPOINTS, indirect=True)
+def test_keypoints_equal_upstream(case):
+    keypoints, golden = case.output.final.keypoints, case.golden
+    np.testing.assert_allclose(keypoints, golden["pred_keypoints"], atol=1e-4)
+    proposed = case.output.proposals.keypoints[:, :16]
+    np.testing.assert_allclose(proposed, golden["enc_keypoints_first16"], atol=1e-4)
+
+
 @pytest.mark.parametrize("variant", sorted(path.stem for path in (GOLDEN / "manifests").iterdir()))
 def test_tensors_have_upstream_names_and_shapes(variant):
-    with torch.device("meta"):
-        model = RFDETR(VARIANTS[variant], slots=91)
     manifest = _read_manifest(variant)
+    with torch.device("meta"):
+        model = _build(manifest)
     ours = {name: list(t.shape) for name, t in to_file_names(model.state_dict()).items()}
     expected = {n: s for n, s in manifest["state_dict"].items() if n not in manifest["buffers"]}
     assert ours == expected
+    assert sum(p.numel() for p in model.parameters()) == manifest["num_parameters"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -111,37 +145,93 @@ def test_the_rename_table_goes_both_ways(variant):
     assert from_file_names(to_file_names(names)) == names
 
 
-def test_a_parameter_without_a_rule_is_refused():
-    with pytest.raises(KeyError, match="no rule in the rename table"):
-        to_file_names({"neck.weight": 0})
-
-
-def test_training_predicts_for_every_group_of_queries():
-    output = RFDETR(TINY, slots=4).train()(_images(128, 128, batch=2))
-    queries = TINY.groups * TINY.num_queries
-    assert len(output.layers) == TINY.decoder_layers
+@pytest.mark.parametrize("variant", [TINY, SEG, KEYPOINT], ids=lambda variant: variant.name)
+def test_training_predicts_for_every_group_of_queries(variant):
+    output = RFDETR(variant, slots=4).train()(_images(128, 128, batch=2))
+    queries = variant.groups * variant.num_queries
+    assert len(output.layers) == variant.decoder_layers
     for prediction in (*output.layers, output.proposals):
         assert prediction.boxes.shape == (2, queries, 4)
         assert prediction.logits.shape == (2, queries, 4)
+        if variant.task == "segmentation":
+            assert prediction.masks.spatial.shape == (2, variant.hidden_dim, 32, 32)
+            assert prediction.masks.query.shape == (2, queries, variant.hidden_dim)
+        if variant.task == "keypoint":
+            assert prediction.keypoints.shape == (2, queries, 17, 8)
 
 
-def test_the_first_group_predicts_in_training_what_it_predicts_in_evaluation():
-    model, images = _filled(RFDETR(TINY, slots=4)), _images(128, 128)
+@pytest.mark.parametrize("variant", [TINY, SEG, KEYPOINT], ids=lambda variant: variant.name)
+def test_the_first_group_predicts_in_training_what_it_predicts_in_evaluation(variant):
+    model, images = _filled(RFDETR(variant, slots=4)), _images(128, 128)
     with torch.no_grad():
-        alone, together = model.eval()(images).final, model.train()(images).final
-    first = together.boxes[:, : TINY.num_queries]
-    torch.testing.assert_close(first, alone.boxes, atol=1e-5, rtol=0)
+        alone, together = model.eval()(images), model.train()(images)
+    for one, all_groups in zip(
+        [alone.proposals, *alone.layers], [together.proposals, *together.layers], strict=True
+    ):
+        for name in ("boxes", "logits", "keypoints"):
+            expected, found = getattr(one, name), getattr(all_groups, name)
+            if expected is not None:
+                first = found[:, : variant.num_queries]
+                torch.testing.assert_close(first, expected, atol=1e-4, rtol=0)
+    if variant.task == "segmentation":
+        first = together.final.masks.dense()[:, : variant.num_queries]
+        torch.testing.assert_close(first, alone.final.masks, atol=1e-4, rtol=0)
 
 
+def test_keypoints_of_a_background_first_schema_are_those_of_the_second_class():
+    images = _images(128, 128)
+    with torch.no_grad():
+        first = _filled(RFDETR(KEYPOINT, 4, (5,))).eval()(images).final
+        second = _filled(RFDETR(KEYPOINT, 4, (0, 5))).eval()(images).final
+    assert second.keypoints.shape == (1, KEYPOINT.num_queries, 10, 8)
+    assert not second.keypoints[:, :, :5].any()
+    torch.testing.assert_close(second.keypoints[:, :, 5:], first.keypoints, atol=0, rtol=0)
+    share = first.keypoints[..., 7].sum(dim=-1)
+    assert share.abs().max() > 0.1
+    moved = second.logits - first.logits
+    torch.testing.assert_close(moved[..., 0], -share, atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved[..., 1], share, atol=1e-5, rtol=0)
+    assert not moved[..., 2:].any()
+
+
+def test_keypoints_of_one_class_do_not_see_those_of_another():
+    model = _filled(RFDETR(KEYPOINT, 4, (3, 2))).eval()
+    layer = model.decoder.keypoints.layers[0]
+    seen = model.decoder.keypoints.visible
+    queries, points = torch.randn(1, 1, 128), torch.randn(1, 1, 5, 128)
+    changed = points.clone()
+    changed[0, 0, 4] += 1
+    with torch.no_grad():
+        query, before = layer.attend(queries, points, torch.zeros(6, 128), seen)
+        other, after = layer.attend(queries, changed, torch.zeros(6, 128), seen)
+    assert torch.equal(before[:, :, :3], after[:, :, :3])
+    assert not torch.isclose(before[:, :, 3], after[:, :, 3]).all()
+    assert not torch.equal(query, other)
+
+
+def test_keypoints_that_are_not_finite_become_zero():
+    model = _filled(RFDETR(KEYPOINT, slots=4)).eval()
+    with torch.no_grad():
+        model.keypoints.head.layers[-1].bias[5] = float("nan")
+        found = model(_images(128, 128)).final
+    assert not found.keypoints[..., 5].any()
+    assert found.keypoints[..., 4].all()
+    assert found.logits.isfinite().all()
+
+
+@pytest.mark.parametrize("variant", [TINY, SEG, KEYPOINT], ids=lambda variant: variant.name)
 @pytest.mark.parametrize(("height", "width"), [(96, 160), (160, 96)])
-def test_an_input_need_not_be_square(height, width):
-    model = _filled(RFDETR(replace(TINY, num_queries=20), slots=4)).eval()
+def test_an_input_need_not_be_square(variant, height, width):
+    model = _filled(RFDETR(replace(variant, num_queries=20), slots=4)).eval()
     with torch.no_grad():
-        boxes, logits = model(_images(height, width)).final
-    assert boxes.shape == (1, 20, 4)
-    assert logits.shape == (1, 20, 4)
+        boxes, logits, masks, keypoints = model(_images(height, width)).final
+    assert boxes.shape == logits.shape == (1, 20, 4)
     assert boxes.isfinite().all()
     assert logits.isfinite().all()
+    if variant.task == "segmentation":
+        assert masks.shape == (1, 20, height // 4, width // 4)
+    if variant.task == "keypoint":
+        assert keypoints.shape == (1, 20, 17, 8)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -171,14 +261,38 @@ def test_fixing_the_grid_changes_nothing():
     torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
 
 
-def test_one_step_reaches_every_parameter():
-    model = _filled(RFDETR(TINY, slots=4)).train()
+@pytest.mark.parametrize(
+    ("variant", "counts"),
+    [(TINY, ()), (SEG, ()), (KEYPOINT, (3, 0, 2))],
+    ids=["tiny", "seg-tiny", "keypoint-tiny"],
+)
+def test_one_step_reaches_every_parameter(variant, counts):
+    model = _filled(RFDETR(variant, 4, counts)).train()
+    box = torch.tensor([[0.4, 0.5, 0.2, 0.3]])
+    mask, points = torch.zeros(1, 32, 32, dtype=torch.bool), torch.full((1, 3, 3), 0.5)
+    mask[:, 12:20, 10:16] = True
+    points[..., 2] = torch.tensor([0, 1, 2])
     targets = [
-        Target(torch.tensor([[0.4, 0.5, 0.2, 0.3]]), torch.tensor([label]), label, (128, 128))
+        Target(
+            boxes=box,
+            labels=torch.tensor([label]),
+            image_id=label,
+            source_size=(128, 128),
+            masks=mask if variant.task == "segmentation" else None,
+            keypoints=points if variant.task == "keypoint" else None,
+        )
         for label in (0, 2)
     ]
     output = model(_images(128, 128, batch=2))
-    total_loss(detection_losses(output, targets, groups=TINY.groups)).backward()
+    weights = train_config(variant.task, dataset_dir="data").coefficients
+    losses = detection_losses(
+        output,
+        targets,
+        groups=variant.groups,
+        keypoint_counts=counts,
+        coefficients=weights,
+    )
+    total_loss(losses, weights).backward()
     # the softmax of attention cancels a key's bias
     idle = [
         name

@@ -18,9 +18,10 @@ from rfdetr_edge.preprocess import preprocess
 from rfdetr_edge.variants import VARIANTS
 from trainer.callbacks import BestWeights
 from trainer.checkpoint import load_checkpoint
-from trainer.config import ModelConfig, TrainConfig, model_config
+from trainer.config import ModelConfig, TrainConfig, model_config, train_config
 from trainer.data.module import Batch, DetectionData
 from trainer.model.encoder import Block
+from trainer.model.output import Prediction, raw_outputs
 from trainer.model.rfdetr import RFDETR
 from trainer.module import DetectionModule, Evaluated
 from trainer.targets import Target
@@ -64,10 +65,9 @@ def test_validation_finds_what_the_deployed_path_finds(config, model, photos_rea
     tensors = [preprocess(image, InputSpec((96, 96), antialias=True)) for image in images]
     with torch.no_grad():
         # one batch, as above: scores that nearly tie may change places with the batch size
-        boxes, logits = network(torch.from_numpy(np.stack(tensors))).final
+        final = network(torch.from_numpy(np.stack(tensors))).final
     wanted = postprocess(
-        boxes.numpy(),
-        logits.numpy(),
+        raw_outputs(final),
         source_sizes=[image.shape[:2] for image in images],
         classes=photos_read.classes,
         num_select=network.variant.num_select,
@@ -105,8 +105,10 @@ class _Shifted(DetectionModule):
         )
 
 
-def _validate(module: _Shifted, best: BestWeights, data: DetectionData, shift: float) -> dict:
-    """The metrics of an epoch whose boxes are this many pixels off."""
+def _validate(
+    module: DetectionModule, best: BestWeights, data: DetectionData, shift: float
+) -> dict:
+    """The metrics of an epoch that finds everything this far off."""
     module.shift = shift
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -134,6 +136,59 @@ def test_only_better_weights_are_kept(config, model, photos_read, network):
         assert (found.resolution, found.antialias) == (96, True)
     assert precisions[3] > precisions[4] > precisions[0] == precisions[2] > precisions[1]
     assert logged.keys() >= {"val/mAP_50", "val/mAP_75", "val/AP/RBC", "val/AP/Platelets"}
+
+
+class _Misplaced(DetectionModule):
+    """Finds every object's box, and each of its keypoints a share of the image to the right."""
+
+    shift = 0.0
+
+    def validation_step(self, batch: Batch, batch_index: int) -> Evaluated:
+        nn.init.constant_(self.network.class_head.bias, self.shift)
+        slots, counts = self.network.slots, self.network.keypoint_counts
+        found = {}
+        for target in batch.targets:
+            points = torch.zeros(len(target.labels), len(counts) * max(counts), 8)
+            logits = torch.full((len(target.labels), slots), -20.0)
+            for row, slot in enumerate(target.labels.tolist()):
+                own = slice(slot * max(counts), (slot + 1) * max(counts))
+                points[row, own, :2] = target.keypoints[row, :, :2]
+                logits[row, slot] = 5.0
+            points[..., 0] += self.shift
+            outputs = raw_outputs(Prediction(target.boxes[None], logits[None], None, points[None]))
+            (found[target.image_id],) = postprocess(
+                outputs,
+                source_sizes=[target.source_size],
+                classes=self._classes,
+                num_select=len(target.labels),
+                threshold=0.0,
+                schema=self._schema,
+            )
+        return Evaluated(found, 1.0, len(found))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "metric", "best"), [(0.0, "map", 0.0), (0.9, "map", 0.005), (0.0, "mar", 0.0)]
+)
+def test_the_best_keypoint_weights_are_those_of_the_best_smoothed_oks_metric(
+    parts, tmp_path, alpha, metric, best
+):
+    settings = {"dataset_dir": parts, "output_dir": tmp_path, "num_workers": 0}
+    settings |= {"skip_best_epochs": 0, "smooth_alpha": alpha, "best_model_metric": metric}
+    config = train_config("keypoint", **settings)
+    model, data = (
+        model_config("keypoint-tiny", resolution=96),
+        read_dataset(parts, "roboflow", report=None, task="keypoint"),
+    )
+    network = RFDETR(model.row, 5, data.schema.counts)
+    module = _Misplaced(network, model, config, data.classes, data.schema)
+    kept, loader = BestWeights(data, model, config), DetectionData(config, model, data)
+    # a good epoch, a bad one, and a perfect one that does not make up for it when smoothed
+    logged = [_validate(module, kept, loader, shift) for shift in (0.005, 0.5, 0.0)]
+    assert {round(one["val/mAP_50_95"], 3) for one in logged} == {1.0}
+    assert logged[2]["val/keypoint_map_50_95"] == pytest.approx(1)
+    assert 1 > logged[0]["val/keypoint_map_50_95"] > logged[1]["val/keypoint_map_50_95"]
+    assert load_checkpoint(kept.path).model.class_head.bias.tolist() == pytest.approx([best] * 5)
 
 
 def test_a_resumed_run_knows_the_best_precision(config, model, photos_read, network):

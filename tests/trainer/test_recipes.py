@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 import trainer
 from rfdetr_edge.yaml_file import read_yaml
-from trainer.config import TrainConfig, model_config
+from trainer.config import TrainConfig, model_config, train_config
 from trainer.data.augmentation import read_augmentation
 from trainer.optim import rate_factor
 
@@ -21,3 +23,13 @@ def test_the_embedded_models_recipe_is_valid():
     assert factors[0] < factors[1] <= 1
     assert factors[2] > 0.999
     assert abs(factors[3] - 0.01) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["seg-tiny", "keypoint-tiny"])
+def test_the_recipes_of_masks_and_keypoints_are_valid(name):
+    settings = read_yaml(Path(trainer.__file__).parent / "recipes" / f"{name}.yaml")
+    assert settings["model"] == name
+    model = model_config(settings.pop("model"), resolution=settings.pop("resolution"))
+    config = train_config(model.row.task, dataset_dir="data", **settings)
+    assert model.row.accepts(config.warm_resolution)
+    assert config.aug_config.CopyPaste.p == 0  # pastes boxes alone

@@ -1,4 +1,4 @@
-"""Pictures of what the network is fed: the first batches of a loader with their boxes."""
+"""Pictures of what the network is fed: the first batches of a loader with what they teach."""
 
 from itertools import islice
 from pathlib import Path
@@ -24,8 +24,9 @@ _SIDE = 800  # of a tile in pixels; three are upstream's 12 inches at 200 dots a
 def save_grids(loader: DataLoader[Any], folder: Path, split: str, classes: ClassTable) -> None:
     """Writes `<split>_batch<i>_grid.jpg`, i from 0, for the loader's first three batches.
 
-    Each shows up to nine images of the batch, 3 x 3 on 2400 x 2400 pixels, with their boxes and the
-    number and name of each box's class. Raises OSError when writing fails.
+    Each shows up to nine images of the batch on 2400 x 2400 pixels, with their boxes, the number
+    and name of each box's class, masks as a tint, and keypoints as dots, hidden ones as rings.
+    Raises OSError when writing fails.
     """
     for index, batch in enumerate(islice(loader, 3)):
         grid = np.full((_TILES, _SIDE, _TILES, _SIDE, 3), 255, np.uint8)
@@ -40,8 +41,17 @@ def _tile(image: Tensor, target: Target, classes: ClassTable) -> NDArray[np.uint
     pixels = image.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN
     tile = cv2.resize((pixels * 255).round().clip(0, 255).astype(np.uint8), (_SIDE, _SIDE))
     corners = (cxcywh_to_xyxy(target.boxes) * _SIDE).round().int().tolist()
-    for (left, top, right, bottom), label in zip(corners, target.labels.tolist(), strict=True):
+    for row, (left, top, right, bottom) in enumerate(corners):
+        label = int(target.labels[row])
         colour = class_colour(label)
+        if target.masks is not None:
+            mask = target.masks[row].numpy().view(np.uint8)
+            inside = cv2.resize(mask, (_SIDE, _SIDE), interpolation=cv2.INTER_NEAREST) > 0
+            tile[inside] = (tile[inside] * 0.6 + np.array(colour) * 0.4).astype(np.uint8)
+        for x, y, v in [] if target.keypoints is None else target.keypoints[row].tolist():
+            if v:
+                centre = (round(x * _SIDE), round(y * _SIDE))
+                cv2.circle(tile, centre, 6, colour, cv2.FILLED if v > 1 else 2, cv2.LINE_AA)
         cv2.rectangle(tile, (left, top), (right, bottom), colour, 2)
         name = classes.names[label]
         text = f"{label} {name}" if name.isascii() else str(label)  # OpenCV's letters are ASCII

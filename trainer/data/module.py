@@ -3,12 +3,12 @@
 The sampler decides it from the run's seed and the epoch, so neither the number of workers nor a
 resumed run changes what is drawn, and two processes with batch B draw what one with batch 2 B does.
 An image becomes a square of its batch's side at once, where upstream resizes finished batches:
-pixels are interpolated once, and with antialias.
+pixels are interpolated once, and with antialias. A mask takes the nearest pixel's value.
 """
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,14 +18,17 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from rfdetr_edge.datasets import Dataset, Split
+from rfdetr_edge.datasets import Dataset, LabelledImage, Split
 from rfdetr_edge.errors import InputError
+from rfdetr_edge.keypoint_schema import KeypointSchema
 from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.preprocess import preprocess
+from rfdetr_edge.rasterize import rasterize
+from rfdetr_edge.variants import Task
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data.augmentation import DEFAULT
 from trainer.data.paste import PasteBank
-from trainer.data.transforms import augment, jitter_scale, read_sample
+from trainer.data.transforms import Sample, augment, jitter_scale, mirror_swaps, read_sample
 from trainer.targets import Target
 
 _FEWEST_STEPS = 5  # optimizer steps an epoch: smaller sets are drawn from with replacement
@@ -44,9 +47,6 @@ class Batch(NamedTuple):
 
     images: Tensor
     targets: list[Target]
-
-
-Loader: TypeAlias = "DataLoader[tuple[Tensor, Target]]"
 
 
 def scales(resolution: int, block: int, *, expanded: bool) -> list[int]:
@@ -106,14 +106,17 @@ class EpochSampler(Sampler[Draw]):
 class Images(TorchDataset[tuple[Tensor, Target]]):
     """A split's images as tensors: augmented, or as the device sees them, as each `Draw` says."""
 
-    def __init__(self, split: Split, config: TrainConfig) -> None:
-        self._images, self._config = split.images, config
+    def __init__(
+        self, split: Split, config: TrainConfig, task: Task, schema: KeypointSchema | None
+    ) -> None:
+        self._images, self._config, self._task = split.images, config, task
         self._augmentation = DEFAULT if config.aug_config is None else config.aug_config
         self._bank = PasteBank(split.images) if self._augmentation.CopyPaste.p else None
+        self._swaps = mirror_swaps(schema) if schema else None
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
         labelled = self._images[draw.image]
-        sample = read_sample(labelled)
+        sample = read_sample(labelled, self._task, self._swaps)
         if draw.seed is not None:
             rng = np.random.default_rng(draw.seed)
             if self._bank is not None and rng.random() < self._augmentation.CopyPaste.p:
@@ -123,68 +126,94 @@ class Images(TorchDataset[tuple[Tensor, Target]]):
             sample = augment(sample, self._augmentation, rng)
         spec = InputSpec((draw.side, draw.side), self._config.antialias)
         tensor = torch.from_numpy(preprocess(sample.image, spec))
-        boxes = sample.boxes.reshape(-1, 2, 2) / np.array(sample.image.shape[1::-1], np.float32)
-        low, high = torch.from_numpy(boxes).unbind(1)
-        cxcywh = torch.cat([(low + high) / 2, high - low], dim=1)
-        labels = torch.from_numpy(sample.labels)
-        return tensor, Target(cxcywh, labels, labelled.image_id, labelled.source_size)
+        return tensor, _target(sample, labelled, draw.side)
+
+
+def _target(sample: Sample, labelled: LabelledImage, side: int) -> Target:
+    """What a sample teaches when its image is a square of this side."""
+    wh = np.array(sample.image.shape[1::-1], np.float32)
+    low, high = torch.from_numpy(sample.boxes.reshape(-1, 2, 2) / wh).unbind(1)
+    cxcywh = torch.cat([(low + high) / 2, high - low], dim=1)
+    labels = torch.from_numpy(sample.labels)
+    masks = points = None
+    if sample.pixels is not None:
+        # the pixels at the centres of the square's; (2 i + 1) / 2 is the centre of pixel i
+        nearest = [(2 * np.arange(side) + 1) * n // (2 * side) for n in sample.pixels.shape]
+        pixels, size = sample.pixels[np.ix_(*nearest)], labelled.source_size
+        found = [rasterize(one, size).take(pixels) for one in sample.segmentations]
+        masks = torch.from_numpy(np.array(found, np.bool_).reshape(-1, side, side))
+    if sample.keypoints.shape[1]:
+        points = torch.from_numpy(sample.keypoints / np.array([*wh, 1], np.float32))
+    return Target(cxcywh, labels, labelled.image_id, labelled.source_size, masks, points)
 
 
 def collate(items: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Stacks the images and lists the targets; all boxes are views of one tensor, as are labels.
+    """Stacks the images and lists the targets, whose boxes are views of one tensor, as is the rest.
 
     Raises InputError in a worker that gets no shared memory. It is asked for here because the
     queue to the main process would ask in a thread, where a failure is printed and the run hangs.
     """
-    targets = [target for _, target in items]
-    images = torch.stack([image for image, _ in items])
-    boxes = torch.cat([target.boxes for target in targets])
-    labels = torch.cat([target.labels for target in targets])
+    joined = [torch.stack([image for image, _ in items])]
+    counts = [len(target.labels) for _, target in items]
+    columns: list[Sequence[Any]] = []
+    for parts in zip(*(target for _, target in items), strict=True):
+        if isinstance(parts[0], Tensor):
+            joined.append(torch.cat(parts))
+            columns.append(joined[-1].split(counts))
+        else:
+            columns.append(parts)
     if get_worker_info() is not None:
         try:
-            for tensor in (images, boxes, labels):
+            for tensor in joined:
                 tensor.share_memory_()
         except RuntimeError as error:
             text = f"no shared memory for a data worker; use num_workers=0 ({error})"
             raise InputError(text) from None
-    counts = [len(target.labels) for target in targets]
-    parts = zip(targets, boxes.split(counts), labels.split(counts), strict=True)
-    return Batch(images, [target._replace(boxes=b, labels=slots) for target, b, slots in parts])
+    return Batch(joined[0], [Target(*row) for row in zip(*columns, strict=True)])
 
 
 class DetectionData(pl.LightningDataModule):
-    """Loaders that give each rank its own share, so Lightning must not replace their samplers."""
+    """Loaders that give each rank its own share, so Lightning must not replace their samplers.
+
+    Raises InputError for CopyPaste where masks or keypoints are learned.
+    """
 
     def __init__(self, config: TrainConfig, model: ModelConfig, dataset: Dataset) -> None:
         super().__init__()
         self._config, self._model, self._dataset = config, model, dataset
+        task, augmentation = model.row.task, config.aug_config
+        if task != "detection" and augmentation is not None and augmentation.CopyPaste.p:
+            raise InputError(
+                f"aug_config: CopyPaste pastes boxes only, and {model.variant} learns more; set "
+                "its p to 0"
+            )
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches."""
         length = len(self._dataset.train.images)
         sampler = EpochSampler(length, self._config, self._model, _place())
         return self._loader(self._dataset.train, sampler)
 
-    def val_dataloader(self) -> Loader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """The valid split in order; over all ranks each image once."""
         return self._in_order(self._dataset.valid)
 
-    def test_dataloader(self) -> Loader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """As `val_dataloader`, of the test split. Raises InputError when there is none."""
         if self._dataset.test is None:
             raise InputError(f"{self._dataset.root} has no test split")
         return self._in_order(self._dataset.test)
 
-    def _in_order(self, split: Split) -> Loader:
+    def _in_order(self, split: Split) -> DataLoader[Any]:
         (rank, ranks), side = _place(), self._model.resolution
         draws = [Draw(image, side, None) for image in range(rank, len(split.images), ranks)]
         return self._loader(split, draws)
 
-    def _loader(self, split: Split, sampler: Sampler[Draw] | Sequence[Draw]) -> Loader:
+    def _loader(self, split: Split, sampler: Sampler[Draw] | Sequence[Draw]) -> DataLoader[Any]:
         # A worker is a fork, and a fork of OpenCV's thread pool waits for ever: end the pool first.
         cv2.setNumThreads(1)
         return DataLoader(
-            Images(split, self._config),
+            Images(split, self._config, self._model.row.task, self._dataset.schema),
             batch_size=int(self._config.batch_size),
             sampler=sampler,
             num_workers=self._config.num_workers,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rfdetr_edge.datasets import LabelledImage
-from trainer.data.transforms import Boxes, Image, Sample, read_sample
+from rfdetr_edge.images import RGB, read_image
+from trainer.data.transforms import Boxes, Sample
 
 _MOST = 3
 _TRIES = 10
@@ -50,16 +51,17 @@ class PasteBank:
         for _ in range(rng.integers(1, _MOST + 1)):
             label, places = list(self._windows.items())[rng.integers(len(self._windows))]
             source, (left, top, right, bottom) = places[rng.integers(len(places))]
-            cutout = read_sample(source).image[top:bottom, left:right]
+            cutout = read_image(source.path, upright=False)[top:bottom, left:right]
             cutout = np.rot90(cutout, int(rng.integers(4)))
             if (corner := _free_corner(image, cutout, boxes, rng)) is not None:
                 boxes = np.concatenate([boxes, _blend(image, cutout, corner)[None]])
                 labels.append(np.int64(label))
-        return Sample(image, boxes, np.array(labels, np.int64))
+        nothing = np.zeros((len(boxes), 0, 3), np.float32)
+        return Sample(image, boxes, np.array(labels, np.int64), nothing)
 
 
 def _free_corner(
-    image: Image, cutout: Image, boxes: Boxes, rng: np.random.Generator
+    image: RGB, cutout: RGB, boxes: Boxes, rng: np.random.Generator
 ) -> NDArray[np.int64] | None:
     """(left, top) where the cut-out touches no box; None where a few tries find none."""
     wh, limits = np.array(cutout.shape[1::-1]), np.array(image.shape[1::-1])
@@ -71,7 +73,7 @@ def _free_corner(
     return corners[free.argmax(), 0] if free.any() else None
 
 
-def _blend(image: Image, cutout: Image, corner: NDArray[np.int64]) -> NDArray[np.float32]:
+def _blend(image: RGB, cutout: RGB, corner: NDArray[np.int64]) -> NDArray[np.float32]:
     """Sets the cut-out into the image in place and returns the object's box."""
     (left, top), (height, width) = corner, cutout.shape[:2]
     y, x = np.ogrid[:height, :width]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,23 @@ from torch import Tensor, nn
 from trainer.model.layers import attend, merge_heads, split_heads
 
 Grid = tuple[int, int]
+
+
+class Memory(NamedTuple):
+    """What queries look into: cells (B, S, D), row by row, level after level; each level's grid."""
+
+    cells: Tensor
+    grids: list[Grid]
+
+
+def flatten_levels(maps: Sequence[Tensor]) -> Memory:
+    """The memory that maps (B, D, h, w) make, one a level."""
+    grids = [(int(level.shape[2]), int(level.shape[3])) for level in maps]
+    cells = [
+        level.reshape(-1, int(level.shape[1]), rows * columns).transpose(1, 2)
+        for level, (rows, columns) in zip(maps, grids, strict=True)
+    ]
+    return Memory(cells[0] if len(cells) == 1 else torch.cat(cells, dim=1), grids)
 
 
 class SelfAttention(nn.Module):
@@ -22,17 +40,17 @@ class SelfAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        """x, position: (B, Q, D). Positions enter query and key, not value."""
+    def forward(self, x: Tensor, position: Tensor, visible: Tensor | None = None) -> Tensor:
+        """x, position: (B, Q, D). Positions enter query and key, not value.
+
+        visible: (Q, Q) bool, which others each one attends to; None is all.
+        """
         dim = int(x.shape[-1])
-        query_key = F.linear(
-            x + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim]
-        )
-        value = F.linear(x, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
-        query, key = query_key.chunk(2, dim=-1)
-        heads = (split_heads(part, self.heads) for part in (query, key, value))
-        out: Tensor = self.out_proj(merge_heads(attend(*heads)))
-        return out
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        both = F.linear(x + position, weight[: 2 * dim], bias[: 2 * dim])
+        value = F.linear(x, weight[2 * dim :], bias[2 * dim :])
+        query, key, value = (split_heads(x, self.heads) for x in (*both.chunk(2, dim=-1), value))
+        return self.out_proj(merge_heads(attend(query, key, value, visible)))
 
 
 class DeformableAttention(nn.Module):
@@ -50,54 +68,39 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, query: Tensor, reference_cxcywh: Tensor, memory: Tensor, grids: Sequence[Grid]
-    ) -> Tensor:
-        """query (B, Q, D), reference (B, Q, 4) in 0-1, memory (B, S, D) of levels `grids`."""
+    def forward(self, query: Tensor, reference_cxcywh: Tensor, memory: Memory) -> Tensor:
+        """query (B, Q, D), reference (B, Q, 4) in 0-1. Outside the memory there are zeros."""
         count, dim = int(query.shape[1]), int(query.shape[2])
         # Levels and points stay merged: tensors of rank 5, which every converter takes.
-        offsets = self.sampling_offsets(query).reshape(
-            -1, count, self.heads, self.levels * self.points, 2
-        )
-        weights = self.attention_weights(query).reshape(
-            -1, count, self.heads, self.levels * self.points
-        )
-        spread = (count, self.levels * self.points)
-        weights = weights.softmax(dim=-1).transpose(1, 2).reshape(-1, *spread)  # (B * M, Q, L * P)
+        places = self.levels * self.points
+        offsets = self.sampling_offsets(query).reshape(-1, count, self.heads, places, 2)
+        weights = self.attention_weights(query).reshape(-1, count, self.heads, places)
+        weights = weights.softmax(dim=-1).transpose(1, 2).reshape(-1, count, places)
         reference = reference_cxcywh[:, :, None, None, :]
         points = reference[..., :2] + offsets * (0.5 / self.points) * reference[..., 2:]
-        points = (2 * points - 1).transpose(1, 2).reshape(-1, *spread, 2)  # (B * M, Q, L * P, 2)
+        points = (2 * points - 1).transpose(1, 2).reshape(-1, count, places, 2)  # (B * M, Q, ...)
         size = dim // self.heads
-        value = self.value_proj(memory).transpose(1, 2)  # (B, D, S)
-        value = value.reshape(-1, size, int(memory.shape[1]))  # (B * M, d, S)
+        value = self.value_proj(memory.cells).transpose(1, 2)  # (B, D, S)
+        value = value.reshape(-1, size, int(memory.cells.shape[1]))  # (B * M, d, S)
         sampled = []
         start = 0
-        for level, (rows, columns) in enumerate(grids):
+        for level, (rows, columns) in enumerate(memory.grids):
             stop = start + rows * columns
-            sampled.append(
-                F.grid_sample(
-                    value[:, :, start:stop].reshape(-1, size, rows, columns),
-                    points[:, :, level * self.points : (level + 1) * self.points],
-                    mode="bilinear",
-                    padding_mode="zeros",
-                    align_corners=False,
-                )
-            )
+            maps = value[:, :, start:stop].reshape(-1, size, rows, columns)
+            here = points[:, :, level * self.points : (level + 1) * self.points]
+            sampled.append(F.grid_sample(maps, here, align_corners=False))
             start = stop
         joined = sampled[0] if len(sampled) == 1 else torch.cat(sampled, dim=-1)
         mixed = (joined * weights[:, None]).sum(-1)  # (B * M, d, Q)
-        mixed = mixed.reshape(-1, dim, count).transpose(1, 2)
-        out: Tensor = self.output_proj(mixed)
-        return out
+        return self.output_proj(mixed.reshape(-1, dim, count).transpose(1, 2))
 
     def reset(self) -> None:
         """Start: points of head m along direction 2*pi*m/M, farther out by point; equal weights."""
         angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack([angles.cos(), angles.sin()], dim=-1)
         direction = direction / direction.abs().amax(dim=-1, keepdim=True)
-        reach = torch.arange(1, self.points + 1, dtype=torch.float32)
-        bias = direction[:, None, None, :] * reach[None, None, :, None]
-        bias = bias.expand(-1, self.levels, -1, -1)
+        reach = torch.arange(1.0, self.points + 1)[:, None]
+        bias = (direction[:, None, None] * reach).expand(-1, self.levels, -1, -1)
         nn.init.zeros_(self.sampling_offsets.weight)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(bias.flatten())

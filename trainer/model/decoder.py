@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rfdetr_edge.variants import Variant
-from trainer.model.attention import DeformableAttention, Grid, SelfAttention
+from trainer.model.attention import DeformableAttention, Memory, SelfAttention
+from trainer.model.keypoints import KeypointDecoder, KeypointTokens
 from trainer.model.layers import MLP
 
 
@@ -29,50 +30,50 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(
-        self,
-        queries: Tensor,
-        position: Tensor,
-        reference_cxcywh: Tensor,
-        memory: Tensor,
-        grids: Sequence[Grid],
+        self, queries: Tensor, position: Tensor, reference_cxcywh: Tensor, memory: Memory
     ) -> Tensor:
-        attended = self._attend_in_groups(queries, position)
-        queries = self.norm1(queries + attended)
-        attended = self.cross_attn(queries + position, reference_cxcywh, memory, grids)
+        queries = self.norm1(queries + self._attend_in_groups(queries, position))
+        attended = self.cross_attn(queries + position, reference_cxcywh, memory)
         queries = self.norm2(queries + attended)
-        out: Tensor = self.norm3(queries + self.linear2(self.linear1(queries).relu()))
-        return out
+        return self.norm3(queries + self.linear2(self.linear1(queries).relu()))
 
     def _attend_in_groups(self, queries: Tensor, position: Tensor) -> Tensor:
         if not self.training:
-            out: Tensor = self.self_attn(queries, position)
-            return out
+            return self.self_attn(queries, position)
         # Queries see their own group alone: groups go to the batch axis and come back.
         shape = queries.shape
         stacked = [x.reshape(shape[0] * self.groups, -1, shape[2]) for x in (queries, position)]
-        grouped: Tensor = self.self_attn(*stacked)
-        return grouped.reshape(shape)
+        return self.self_attn(*stacked).reshape(shape)
 
 
 class Decoder(nn.Module):
-    """Returns the normalised queries after every layer, each (B, Q, D)."""
+    """All layers; keypoint_counts: the points of each class, if queries carry keypoints."""
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: Variant, keypoint_counts: Sequence[int] = ()) -> None:
         super().__init__()
         dim = variant.hidden_dim
         self.layers = nn.ModuleList(DecoderLayer(variant) for _ in range(variant.decoder_layers))
         self.norm = nn.LayerNorm(dim)
         self.position_head = MLP(2 * dim, dim, dim, 2)
+        self.keypoints = KeypointDecoder(variant, keypoint_counts) if keypoint_counts else None
 
     def forward(
-        self, queries: Tensor, reference_cxcywh: Tensor, memory: Tensor, grids: Sequence[Grid]
-    ) -> list[Tensor]:
+        self,
+        queries: Tensor,
+        reference_cxcywh: Tensor,
+        memory: Memory,
+        tokens: KeypointTokens | None = None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The normalised queries (B, Q, D) after every layer, and their keypoint tokens if any."""
         position = self.position_head(sine_embedding(reference_cxcywh, queries.shape[-1] // 2))
-        states = []
-        for layer in self.layers:
-            queries = layer(queries, position, reference_cxcywh, memory, grids)
+        states, points = [], []
+        for index, layer in enumerate(self.layers):
+            queries = layer(queries, position, reference_cxcywh, memory)
+            if self.keypoints is not None and tokens is not None:
+                queries, tokens = self.keypoints(index, queries, tokens, position, reference_cxcywh)
+                points.append(tokens.features)
             states.append(self.norm(queries))
-        return states
+        return states, points
 
 
 def sine_embedding(boxes_cxcywh: Tensor, width: int) -> Tensor:

@@ -3,8 +3,6 @@
 Knows nothing of detection: images in, four feature maps of the patch grid out.
 """
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +28,7 @@ class Attention(nn.Module):
         query, key, value = (
             split_heads(project(x), self.heads) for project in (self.query, self.key, self.value)
         )
-        out: Tensor = self.output(merge_heads(attend(query, key, value)))
-        return out
+        return self.output(merge_heads(attend(query, key, value)))
 
 
 class Block(nn.Module):
@@ -94,7 +91,7 @@ class Encoder(nn.Module):
         rows, columns = (int(side) // self.patch_size for side in images.shape[-2:])
         x = self._embed(images, rows, columns)
         per_image = self.windows**2
-        maps = [x] if 0 in self.taps else []
+        maps = []
         # What comes after the last tap is not used by anything.
         for index, block in enumerate(self.blocks[: self.taps[-1]]):
             drop = self.drop_path * index / (len(self.blocks) - 1) if self.training else 0.0
@@ -147,9 +144,5 @@ def resize_position_table(
 ) -> Tensor:
     """(1, 1 + rows * columns, width) of one patch grid as that of another; class slot unchanged."""
     patches = table[:, 1:].float().transpose(1, 2).unflatten(2, grid)
-    resized = F.interpolate(
-        patches, size=new_grid, mode="bicubic", align_corners=False, antialias=True
-    )
-    return cast(
-        Tensor, torch.cat([table[:, :1], resized.flatten(2).transpose(1, 2).to(table.dtype)], 1)
-    )
+    patches = F.interpolate(patches, new_grid, mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

@@ -12,16 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention over (..., tokens, head size); no mask, no dropout.
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention over (..., tokens, head size); no dropout.
+
+    visible: (query tokens, key tokens) bool, which of them a token attends to; None is all.
 
     The fused kernel saves memory. Not so on a CPU in bfloat16, where its backward pass takes many
     times as long, and not when traced, so that it exports to plain MatMul and Softmax nodes.
     """
     fused_pays = query.is_cuda or query.dtype is torch.float32
     if fused_pays and not torch.jit.is_tracing():
-        return F.scaled_dot_product_attention(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value, visible)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
     return scores.softmax(dim=-1) @ value
 
 
@@ -48,8 +52,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-        out: Tensor = self.layers[-1](x)
-        return out
+        return self.layers[-1](x)
 
 
 class ChannelNorm(nn.LayerNorm):

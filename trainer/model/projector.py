@@ -40,8 +40,7 @@ class Bottleneck(nn.Module):
         self.conv2 = ConvNorm(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv2(self.conv1(x))
-        return out
+        return self.conv2(self.conv1(x))
 
 
 class C2f(nn.Module):
@@ -58,19 +57,7 @@ class C2f(nn.Module):
         steps = list(self.conv1(x).chunk(2, dim=1))
         for bottleneck in self.chain:
             steps.append(bottleneck(steps[-1]))
-        out: Tensor = self.conv2(torch.cat(steps, dim=1))
-        return out
-
-
-def _resampler(width: int, level: float) -> tuple[nn.Module, int]:
-    """The layer that brings one tap to a level's scale, and its output channels."""
-    if level == 1.0:
-        return nn.Identity(), width
-    if level == 2.0:
-        return nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2), width // 2
-    if level == 0.5:
-        return ConvNorm(width, width, 3, stride=2, activation=F.relu), width
-    raise ValueError(f"no projector for level scale {level}; known are 2.0, 1.0 and 0.5")
+        return self.conv2(torch.cat(steps, dim=1))
 
 
 class Level(nn.Module):
@@ -78,15 +65,20 @@ class Level(nn.Module):
 
     def __init__(self, width: int, taps: int, hidden_dim: int, level: float) -> None:
         super().__init__()
-        resamplers, widths = zip(*(_resampler(width, level) for _ in range(taps)), strict=True)
-        self.resample = nn.ModuleList(resamplers)
-        self.fuse = C2f(sum(widths), hidden_dim)
+        self.resample = nn.ModuleList()
+        for _ in range(taps):
+            if level == 2.0:
+                self.resample.append(nn.ConvTranspose2d(width, width // 2, 2, stride=2))
+            elif level == 0.5:
+                self.resample.append(ConvNorm(width, width, 3, stride=2, activation=F.relu))
+            else:
+                self.resample.append(nn.Identity())
+        self.fuse = C2f(taps * (width // 2 if level == 2.0 else width), hidden_dim)
         self.norm = ChannelNorm(hidden_dim)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         resampled = [layer(x) for layer, x in zip(self.resample, maps, strict=True)]
-        out: Tensor = self.norm(self.fuse(torch.cat(resampled, dim=1)))
-        return out
+        return self.norm(self.fuse(torch.cat(resampled, dim=1)))
 
 
 class Projector(nn.Module):

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from trainer.model.attention import Grid
 from trainer.model.layers import MLP, apply_deltas
-from trainer.model.output import Prediction
 
 _FIRST_SIZE = 0.05
 
@@ -22,14 +21,19 @@ class ProposalGroup(nn.Module):
         self.class_head = nn.Linear(dim, slots)
         self.box_head = MLP(dim, dim, 4, 3)
 
-    def forward(self, memory: Tensor, anchors_cxcywh: Tensor, count: int) -> Prediction:
-        """The best `count` places by their highest class logit, in descending order."""
+    def forward(
+        self, memory: Tensor, anchors_cxcywh: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best `count` places by their highest class logit, in descending order.
+
+        Returns their boxes (B, N, 4), logits (B, N, C) and memory (B, N, D).
+        """
         memory = self.norm(self.transform(memory))
         logits = self.class_head(memory)
         index = logits.max(dim=-1).values.topk(min(count, int(memory.shape[1])), dim=1).indices
-        deltas = self.box_head(_take(memory, index))
+        chosen = _take(memory, index)
         anchors = _take(anchors_cxcywh.expand(memory.shape[0], -1, -1), index)
-        return Prediction(boxes=apply_deltas(deltas, anchors), logits=_take(logits, index))
+        return apply_deltas(self.box_head(chosen), anchors), _take(logits, index), chosen
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:

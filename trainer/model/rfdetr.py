@@ -1,39 +1,48 @@
 """RF-DETR: encoder, projector, two-stage proposals, decoder, heads; the architecture on a page."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from rfdetr_edge.variants import Variant
-from trainer.model.attention import DeformableAttention, SelfAttention
+from rfdetr_edge.variants import MASK_STRIDE, Variant
+from trainer.model.attention import DeformableAttention, Memory, SelfAttention, flatten_levels
 from trainer.model.decoder import Decoder
 from trainer.model.encoder import Encoder
+from trainer.model.keypoints import KeypointBranch
 from trainer.model.layers import MLP, apply_deltas
 from trainer.model.output import ModelOutput, Prediction
 from trainer.model.projector import Projector
 from trainer.model.proposals import ProposalGroup, anchor_boxes
+from trainer.model.segmentation import SegmentationHead
 
 
 class RFDETR(nn.Module):
     """The detection network of one variant.
 
     slots: columns of the class head (the classes and, for fine-tuned files, one background slot).
+    keypoint_counts: the points of each class from slot 0, for a keypoint variant; none is its own.
     """
 
-    def __init__(self, variant: Variant, slots: int) -> None:
+    def __init__(self, variant: Variant, slots: int, keypoint_counts: Sequence[int] = ()) -> None:
         super().__init__()
         dim = variant.hidden_dim
         self.variant = variant
+        self.keypoint_counts = counts = tuple(keypoint_counts) or variant.keypoint_counts
         self.encoder = Encoder(variant)
         self.projector = Projector(variant.encoder.width, len(variant.taps), dim, variant.levels)
         self.proposals = nn.ModuleList(ProposalGroup(dim, slots) for _ in range(variant.groups))
         self.query_features = nn.Embedding(variant.num_queries * variant.groups, dim)
         self.query_boxes = nn.Embedding(variant.num_queries * variant.groups, 4)
-        self.decoder = Decoder(variant)
+        self.decoder = Decoder(variant, counts)
         self.class_head = nn.Linear(dim, slots)
         self.box_head = MLP(dim, dim, 4, 3)
+        self.keypoints = KeypointBranch(variant, counts) if counts else None
         self._reset()
+        # after the others, because it keeps the layers' own start
+        masks = variant.task == "segmentation"
+        self.mask_head = SegmentationHead(dim, variant.decoder_layers) if masks else None
 
     @property
     def slots(self) -> int:
@@ -42,34 +51,49 @@ class RFDETR(nn.Module):
 
     def forward(self, images: Tensor) -> ModelOutput:
         """images: (B, 3, H, W) normalised float, H and W multiples of `variant.block_size`."""
-        maps = self.projector(self.encoder(images))
-        grids = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
-        levels = [
-            m.reshape(-1, self.variant.hidden_dim, rows * columns).transpose(1, 2)
-            for m, (rows, columns) in zip(maps, grids, strict=True)
-        ]
-        memory = levels[0] if len(levels) == 1 else torch.cat(levels, dim=1)  # (B, S, D)
-        proposals = self._propose(memory, grids)
+        encoded = self.encoder(images)
+        maps = self.projector(encoded)
+        memory = flatten_levels(maps)
+        proposals, content = self._propose(memory)
         reference = self._reference(proposals.boxes.detach())
-        count = int(reference.shape[1])
-        queries = self.query_features.weight[:count].expand(images.shape[0], -1, -1)
+        queries = self.query_features.weight[: int(reference.shape[1])].unsqueeze(0)
+        tokens = None if self.keypoints is None else self.keypoints.start(queries, encoded)
+        queries = queries.expand(images.shape[0], -1, -1)
+        states, points = self.decoder(queries, reference, memory, tokens)
         layers = [
             Prediction(apply_deltas(self.box_head(state), reference), self.class_head(state))
-            for state in self.decoder(queries, reference, memory, grids)
+            for state in states
         ]
+        if self.keypoints is not None:
+            proposals = self.keypoints.propose(proposals, content)
+            layers = [
+                self.keypoints.place(layer, self.keypoints.head(at), reference)
+                for layer, at in zip(layers, points, strict=True)
+            ]
+        if self.mask_head is not None:
+            rows, columns = (int(side) // MASK_STRIDE for side in images.shape[-2:])
+            masks = self.mask_head(maps[0], (rows, columns), [content, *states])
+            proposals, *layers = (
+                prediction._replace(masks=factors)
+                for prediction, factors in zip([proposals, *layers], masks, strict=True)
+            )
+            if not self.training:
+                layers[-1] = layers[-1]._replace(masks=masks[-1].dense())
         return ModelOutput(layers, proposals)
 
-    def _propose(self, memory: Tensor, grids: list[tuple[int, int]]) -> Prediction:
-        anchors, valid = (part.to(memory.device) for part in anchor_boxes(grids))
+    def _propose(self, memory: Memory) -> tuple[Prediction, Tensor]:
+        """The proposals of every group, and the memory (B, Q, D) they were chosen from."""
+        cells = memory.cells
+        anchors, valid = (part.to(cells.device) for part in anchor_boxes(memory.grids))
         if not bool(valid.all()):
-            memory = memory * valid
+            cells = cells * valid
         groups = self.proposals if self.training else self.proposals[:1]
-        chosen: list[Prediction] = [
-            group(memory, anchors, self.variant.num_queries) for group in groups
-        ]
-        if len(chosen) == 1:
-            return chosen[0]
-        return Prediction(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)))
+        chosen = [group(cells, anchors, self.variant.num_queries) for group in groups]
+        boxes, logits, content = (
+            parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            for parts in zip(*chosen, strict=True)
+        )
+        return Prediction(boxes, logits), content
 
     def _reference(self, proposed_cxcywh: Tensor) -> Tensor:
         """Learned offsets applied to the proposals, query by query; spare queries keep theirs."""
@@ -108,6 +132,12 @@ class RFDETR(nn.Module):
         prior = -math.log(99.0)
         for head in (self.class_head, *(group.class_head for group in self.proposals)):
             nn.init.constant_(head.bias, prior)
-        for head in (self.box_head, *(group.box_head for group in self.proposals)):
+        heads = [self.box_head, *(group.box_head for group in self.proposals)]
+        if self.keypoints is not None and self.decoder.keypoints is not None:
+            heads += [self.keypoints.head, *self.keypoints.proposal_heads]
+            nn.init.normal_(self.decoder.keypoints.positions, std=0.02)
+            self.keypoints.queries.reset()
+            self.keypoints.proposal_queries.reset()
+        for head in heads:
             nn.init.zeros_(head.layers[-1].weight)
             nn.init.zeros_(head.layers[-1].bias)
