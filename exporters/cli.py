@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from rfdetr_edge.commands import Command
@@ -58,7 +57,6 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if arguments.output.suffix.lower() != ".onnx":
         raise InputError(f"the artifact must end in .onnx, not {arguments.output.name!r}")
-    images = None if arguments.no_verify else gate_images(arguments.images)
     options = OnnxOptions(
         shape=tuple(arguments.shape) if arguments.shape else None,
         batch=arguments.batch,
@@ -68,6 +66,8 @@ def _export(arguments: argparse.Namespace) -> int:
     )
     with _naming_lack_of_memory():
         checkpoint = load_checkpoint(arguments.checkpoint, variant=arguments.variant)
+        task = checkpoint.variant.task
+        images = None if arguments.no_verify else gate_images(arguments.images, task)
         comparison = export_onnx(checkpoint, arguments.output, options, images=images)
     print(f"{arguments.output}: {'not compared (--no-verify)' if images is None else comparison}")
     return 0
@@ -88,8 +88,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     from rfdetr_edge.backends import BACKENDS, Session, open_session
     from rfdetr_edge.detector import Detector
 
-    images = gate_images(arguments.images)
     candidate = open_session(arguments.model)
+    metadata = Detector.from_session(candidate).metadata
+    images = gate_images(arguments.images, metadata.task)
     reference: Session
     if arguments.reference.suffix.lower() in {row.suffix for row in BACKENDS.values()}:
         reference = open_session(arguments.reference)
@@ -97,11 +98,10 @@ def _verify(arguments: argparse.Namespace) -> int:
         from exporters.torch_reference import TorchSession
         from trainer.checkpoint import load_checkpoint
 
-        metadata = Detector.from_session(candidate).metadata
         # a checkpoint need not say what it is, the artifact does
         variant = metadata.variant if metadata.variant in VARIANTS else None
         checkpoint = load_checkpoint(arguments.reference, variant=variant)
-        reference = TorchSession(checkpoint.model, replace(metadata, classes=checkpoint.classes))
+        reference = TorchSession(checkpoint, metadata)
     comparison = compare(reference, candidate, images)
     if not comparison.passed:
         raise ArtifactError(f"{arguments.model} differs from {arguments.reference}: {comparison}")

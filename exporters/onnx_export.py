@@ -1,7 +1,8 @@
 """Checkpoint to ONNX, with everything a device needs inside, compared with torch on the spot.
 
 Input `input` (B, 3, H, W), normalised float32; outputs `dets` (B, Q, 4), cxcywh in 0-1 and
-unbounded, and `labels` (B, Q, C), raw logits: the names and the order the field reads.
+unbounded, and `labels` (B, Q, C), raw logits, then `masks` (B, Q, H/4, W/4), logits, or `keypoints`
+(B, Q, padded points, 8), raw: the names and the order the field reads.
 """
 
 import copy
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import rfdetr_edge
 from exporters.onnx_graph import BATCH_AXIS, add_notes, finish, replace_metadata
-from exporters.torch_reference import TorchSession
+from exporters.torch_reference import TorchSession, output_facts, output_shapes
 from exporters.verify import Comparison, compare, gate_images
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.errors import ArtifactError, InputError
@@ -68,13 +69,15 @@ def export_onnx(
     metadata = _metadata(checkpoint, options)
     with replacing(output) as temporary:
         form = _ExportForm(_fixed(checkpoint.model, metadata))
-        _trace(form, ("dets", "labels"), metadata, options, temporary)
-        _complete(temporary, checkpoint.model, metadata, options)
+        shapes = output_shapes(checkpoint, metadata.input.resolution)
+        _trace(form, [*shapes], metadata, options, temporary)
+        batch = BATCH_AXIS if options.batch == "dynamic" else options.batch
+        finish(temporary, metadata, {name: (batch, *shape) for name, shape in shapes.items()})
         if images is None:
             return None
         session = open_session(temporary, provider="cpu")
         try:
-            comparison = compare(TorchSession(checkpoint.model, metadata), session, images)
+            comparison = compare(TorchSession(checkpoint, metadata), session, images)
         finally:
             session.close()
         if not comparison.passed:
@@ -107,43 +110,53 @@ def export_into(
         path = folder / f"{stem.name}-backbone.onnx"
         return path, export_backbone(checkpoint, path, options)
     path, given = folder / f"{stem.name}.onnx", None if images is None else Path(images)
-    chosen = [given] if given is not None and given.is_file() else gate_images(given)
+    if given is not None and given.is_file():
+        chosen = [given]
+    else:
+        chosen = gate_images(given, checkpoint.variant.task)
     return path, str(export_onnx(checkpoint, path, options, images=chosen))
 
 
 class _ExportForm(nn.Module):
-    """The network as a function of one tensor, boxes first."""
+    """The network as a function of one tensor: boxes, logits, then masks or keypoints."""
 
     def __init__(self, model: RFDETR) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, logits = self.model(images).final
-        return boxes, logits
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part for part in self.model(images).final if part is not None)
 
 
 class _BackboneForm(nn.Module):
-    """Encoder and projector as a function of one tensor."""
+    """Encoder and projectors as a function of one tensor."""
 
     def __init__(self, model: RFDETR) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features: list[Tensor] = self.model.projector(self.model.encoder(images))
+        maps = self.model.encoder(images)
+        features: list[Tensor] = self.model.projector(maps)
+        if self.model.keypoints is not None:
+            features += self.model.keypoints.projector(maps)
         return features
 
 
 def export_backbone(checkpoint: Checkpoint, output: Path, options: OnnxOptions) -> str:
-    """Writes encoder and projector alone, and says how far they are from torch.
+    """Writes encoder and projectors alone, and says how far they are from torch.
 
     Input as above; outputs `features`, `features_1`, ..., one (B, C, h, w) for each level of the
-    decoder's memory. Errors as above; there is no metadata but the notes.
+    decoder's memory, and of a keypoint variant `cross_attn_features`, ... for the memory of its
+    keypoints. Errors as above; there is no metadata but the notes.
     """
     _check(options, checkpoint.variant)
     metadata = _metadata(checkpoint, options)
-    names = ["features", *(f"features_{i}" for i in range(1, len(checkpoint.variant.levels)))]
+    memories = ["features"]
+    if checkpoint.variant.task == "keypoint":
+        memories.append("cross_attn_features")
+    levels = range(len(checkpoint.variant.levels))
+    names = [f"{memory}_{level}" if level else memory for memory in memories for level in levels]
     form = _BackboneForm(_fixed(checkpoint.model, metadata))
     with replacing(output) as temporary:
         example = _trace(form, names, metadata, options, temporary)
@@ -203,12 +216,6 @@ def _trace(
     return example
 
 
-def _complete(path: Path, model: RFDETR, metadata: ModelMetadata, options: OnnxOptions) -> None:
-    batch = BATCH_AXIS if options.batch == "dynamic" else options.batch
-    queries = model.variant.num_queries
-    finish(path, metadata, {"dets": (batch, queries, 4), "labels": (batch, queries, model.slots)})
-
-
 def _metadata(checkpoint: Checkpoint, options: OnnxOptions) -> ModelMetadata:
     notes = checkpoint.notes if options.notes is None else options.notes
     try:
@@ -218,11 +225,10 @@ def _metadata(checkpoint: Checkpoint, options: OnnxOptions) -> ModelMetadata:
     antialias = checkpoint.antialias if options.antialias is None else options.antialias
     side = checkpoint.resolution
     return ModelMetadata(
-        task="detection",
+        **output_facts(checkpoint),
         variant=checkpoint.variant.name,
         precision="fp32",
         input=InputSpec(options.shape or (side, side), antialias),
-        classes=checkpoint.classes,
         num_select=checkpoint.variant.num_select,
         provenance=Provenance(
             checkpoint_sha256=checkpoint.sha256,

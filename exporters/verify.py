@@ -1,36 +1,38 @@
 """The gate: does an artifact find what its reference finds? Knows nothing of torch.
 
 Both run through the runtime on the same images, and their best pairs of query and class are
-matched by class and IoU, whatever their confidence. Exact figures follow float32 rounding, so the
-tolerances are tight; what is lost or moved beyond them is named.
+matched by class and IoU, whatever their confidence; the masks or keypoints of a matched pair must
+agree too. Exact figures follow float32 rounding, so the tolerances are tight; what is lost or moved
+beyond them is named.
+
+Scores are compared before the uncertainty of keypoints lowers them, because only these are sorted
+and end in a cut-off. What lowers them, the points' confidence and covariance, is compared itself.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr_edge.backends import Session, TensorSpec
+from exporters.difference import LIMITS, Difference, boxes_apart, difference, largest
+from rfdetr_edge.backends import Session
+from rfdetr_edge.backends.fake import FakeSession
 from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.images import image_files, read_image
+from rfdetr_edge.metadata import ModelMetadata
+from rfdetr_edge.variants import Task
 
-MIN_IOU = 0.999
-MAX_SCORE_DIFFERENCE = 1e-3
 _MOST_PAIRS = 100
 _NAMED_FAILURES = 5
 # Input noise as large as what float32 arithmetic in another order does to the network's inside.
 _NOISE = 1e-5
 _NOISE_DRAWS = 3
-# The IoU of a sliver says nothing: rounding moves its sides by more than it is wide. Such boxes are
-# compared by their corners. Both are shares of the image's sides.
-_SLIVER = 2e-3
-_SLIVER_TOLERANCE = 2e-5
 # Runs of an artifact that takes any number of images.
 _DYNAMIC_SIZES = (1, 3)
 
@@ -41,15 +43,14 @@ class Comparison:
 
     images: how many were compared; unstable: how many were not, since the reference disagrees with
         itself on them and on their mirror images when the input moves by float32 rounding.
-    pairs: matched pairs; worst_iou, worst_score_difference: over these.
+    pairs: matched pairs; worst: the largest differences over these, None without any.
     failures: one line each, the first few.
     """
 
     images: int
     unstable: int
     pairs: int
-    worst_iou: float
-    worst_score_difference: float
+    worst: Difference | None
     failures: tuple[str, ...]
 
     @property
@@ -58,10 +59,9 @@ class Comparison:
         return self.pairs > 0 and not self.failures
 
     def __str__(self) -> str:
-        seen = (
-            f"{self.pairs} pairs on {self.images} images, worst IoU {self.worst_iou:.6f}, "
-            f"worst score difference {self.worst_score_difference:.2e}"
-        )
+        seen = f"{self.pairs} pairs on {self.images} images"
+        if self.worst is not None:
+            seen += f"; the largest differences: {self.worst}"
         if self.unstable:
             seen += f"; {self.unstable} images left out, where the reference itself is undecided"
         if self.passed:
@@ -71,10 +71,10 @@ class Comparison:
         return "\n  ".join([seen, *self.failures])
 
 
-def gate_images(folder: Path | None) -> list[Path]:
-    """The images of a folder, or the embedded photos. Raises InputError for a folder without."""
+def gate_images(folder: Path | None, task: Task) -> list[Path]:
+    """The images of a folder, or the task's embedded photos. Raises InputError for one without."""
     if folder is None:
-        return photo_paths()
+        return photo_paths(task)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of images")
     return image_files(folder)
@@ -86,88 +86,91 @@ def compare(reference: Session, candidate: Session, images: Iterable[Path]) -> C
     The best min(100, num_select) pairs of each must have a partner of the same class with an IoU
     of at least 0.999 and a score within 1e-3 among the pairs of the other. A pair may lack one
     only at the cut-off, where its score is within 1e-3 of the other's last ranked one, and most
-    may not. The candidate runs with full batches, and with one and several images where any number
-    will do; every image of a batch is compared. Class tables must be equal.
+    may not. Partners must also have masks with an IoU of at least 0.999, or points within 0.1 % of
+    the box, with a confidence within 1e-3 and a covariance within 1 %.
+    The candidate runs with full batches, and with one and several images where any number will do;
+    every image of a batch is compared. Where the two state another task, resolution, class table,
+    mask stride or keypoint schema, that is the failure and nothing is run.
     Raises what the runtime raises for images and sessions that cannot be used.
     """
-    first, second = (Detector.from_session(session) for session in (reference, candidate))
+    first, second = (_detector(session) for session in (reference, candidate))
+    failures = _contradictions(reference, candidate)
     sizes = (second.batch_size,) if second.batch_size else _DYNAMIC_SIZES
-    shaken = [Detector.from_session(ShakenSession(reference, seed)) for seed in range(_NOISE_DRAWS)]
+    shaken = [_detector(reference, seed) for seed in range(_NOISE_DRAWS)]
     compared = unstable = 0
-    ious: list[float] = []
-    scores: list[float] = []
-    failures = _table_differences(first, second)
-    for path in images:
+    pairs: list[Difference] = []
+    for path in () if failures else images:
         image = read_image(path, upright=False)
         judged = [m for size in sizes for m in _compare_views(first, second, shaken, image, size)]
         compared += bool(judged)
         unstable += not judged
         for matched in judged:
-            ious += matched.ious
-            scores += matched.scores
+            pairs += matched.pairs
             failures += [f"{path.name}: {failure}" for failure in matched.failures]
     return Comparison(
         images=compared,
         unstable=unstable,
-        pairs=len(ious),
-        worst_iou=min(ious, default=0.0),
-        worst_score_difference=max(scores, default=0.0),
+        pairs=len(pairs),
+        worst=largest(pairs),
         failures=_shorten(failures),
     )
 
 
-class ShakenSession:
-    """A session whose inputs get a little noise: what it changes is decided by rounding."""
+def _detector(session: Session, noise_seed: int | None = None) -> Detector:
+    """The runtime on a session, with class scores for confidences.
 
-    def __init__(self, session: Session, seed: int) -> None:
-        self._session = session
-        self._seed = seed
+    noise_seed: the input gets a little noise; what that changes is decided by rounding.
+    """
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Those of the session inside."""
-        return self._session.inputs
+    def run(feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        if noise_seed is None:
+            return session.run(feeds)
+        rng = np.random.default_rng(noise_seed)
+        return session.run(
+            {
+                name: array + np.float32(_NOISE) * rng.standard_normal(array.shape, np.float32)
+                for name, array in feeds.items()
+            }
+        )
 
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Those of the session inside."""
-        return self._session.outputs
+    metadata = Detector.from_session(session).metadata
+    if metadata.keypoints is not None:
+        metadata = replace(metadata, keypoints=replace(metadata.keypoints, trace_alpha=0.0))
+    seen = FakeSession(run, session.inputs, session.outputs, metadata.to_json(), session.provider)
+    return Detector.from_session(seen)
 
-    @property
-    def metadata_json(self) -> str | None:
-        """That of the session inside."""
-        return self._session.metadata_json
 
-    @property
-    def provider(self) -> str:
-        """That of the session inside."""
-        return self._session.provider
+def _contradictions(reference: Session, candidate: Session) -> list[str]:
+    """What the two say of themselves that must be equal and is not."""
+    wanted, found = (
+        _statements(Detector.from_session(session).metadata) for session in (reference, candidate)
+    )
+    return [
+        f"the {what}: {found.get(what)} instead of {wanted[what]}"
+        for what in wanted
+        if found.get(what) != wanted[what]
+    ]
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Runs the session inside on the feeds and normal noise of 1e-5."""
-        rng = np.random.default_rng(self._seed)
-        noisy = {
-            name: array + _NOISE * rng.standard_normal(array.shape, np.float32)
-            for name, array in feeds.items()
-        }
-        return self._session.run({name: array.astype(np.float32) for name, array in noisy.items()})
 
-    def close(self) -> None:
-        """The session inside stays open: it belongs to whoever opened it."""
+def _statements(metadata: ModelMetadata) -> dict[str, object]:
+    stated: dict[str, object] = {
+        "task": metadata.task,
+        "resolution": metadata.input.resolution,
+        "classes": ", ".join(metadata.classes.names),
+        "mask stride": metadata.mask_stride,
+    }
+    if metadata.keypoints is not None:
+        schema = metadata.keypoints.to_dict()
+        stated["trace_alpha"] = schema["trace_alpha"]
+        for part in ("names", "skeleton", "sigmas", "flip_pairs"):
+            stated[f"keypoint {part}"] = [one[part] for one in schema["classes"]]
+    return stated
 
 
 @dataclass(frozen=True, slots=True)
 class _Matched:
-    ious: list[float]
-    scores: list[float]
+    pairs: list[Difference]
     failures: list[str]
-
-
-def _table_differences(reference: Detector, candidate: Detector) -> list[str]:
-    wanted, found = (detector.metadata.classes.names for detector in (reference, candidate))
-    if wanted == found:
-        return []
-    return [f"the classes are {', '.join(found)} instead of {', '.join(wanted)}"]
 
 
 def _compare_views(
@@ -221,54 +224,39 @@ def _ranked(detector: Detector, images: list[NDArray[np.uint8]]) -> list[Detecti
 def _match_both(reference: Detections, candidate: Detections) -> _Matched:
     forward = _match(reference, candidate, "lost")
     back = _match(candidate, reference, "new")
-    return _Matched(forward.ious, forward.scores, forward.failures + back.failures)
+    return _Matched(forward.pairs, forward.failures + back.failures)
 
 
 def _match(wanted: Detections, offered: Detections, verb: str) -> _Matched:
     """Looks for a partner of each of the best pairs of `wanted`, each partner used once."""
-    matched = _Matched([], [], [])
+    matched = _Matched([], [])
     cut_off = float(offered.confidence[-1]) if len(offered) else 0.0
     free = np.ones(len(offered), bool)
     at_cut_off = 0
     for row in range(min(len(wanted), _MOST_PAIRS)):
         score = float(wanted.confidence[row])
-        iou = _agreement(wanted.xyxy[row], offered.xyxy, wanted.source_size)
-        difference = np.abs(offered.confidence - score)
+        boxes = boxes_apart(wanted.xyxy[row], offered.xyxy, wanted.source_size)
+        scores = np.abs(offered.confidence - score)
         fits = free & (offered.class_id == wanted.class_id[row])
-        close = fits & (iou >= MIN_IOU) & (difference <= MAX_SCORE_DIFFERENCE)
+        close = fits & (boxes <= LIMITS.box) & (scores <= LIMITS.score)
+        corners = [round(side, 1) for side in wanted.xyxy[row].tolist()]
+        name = f"{wanted.class_name[row] or wanted.class_id[row]} {score:.4f} at {corners}"
         if close.any():
-            partner = int(np.flatnonzero(close)[np.argmax(iou[close])])
+            # the scores tell boxes apart that both fill the image
+            partner = int(np.argmin(np.where(close, boxes + scores, np.inf)))
             free[partner] = False
-            matched.ious.append(float(iou[partner]))
-            matched.scores.append(float(difference[partner]))
-        elif score > cut_off + MAX_SCORE_DIFFERENCE:
-            best = float(iou[fits].max(initial=0.0))
-            box = [round(side, 1) for side in wanted.xyxy[row].tolist()]
-            matched.failures.append(
-                f"{verb}: {wanted.class_name[row] or wanted.class_id[row]} {score:.4f} at {box} "
-                f"(best IoU in the class {best:.4f})"
-            )
+            pair = difference(wanted[row], offered[partner])
+            matched.pairs.append(pair)
+            if not pair.within(LIMITS):
+                matched.failures.append(f"{verb}: {name} ({pair})")
+        elif score > cut_off + LIMITS.score:
+            best = 1.0 - float(boxes[fits].min(initial=1.0))
+            matched.failures.append(f"{verb}: {name} (best IoU in the class {best:.4f})")
         else:
             at_cut_off += 1
-    if at_cut_off > len(matched.ious):  # scores so flat that the cut-off would excuse anything
+    if at_cut_off > len(matched.pairs):  # scores so flat that the cut-off would excuse anything
         matched.failures.append(f"{verb}: {at_cut_off} pairs with a score at the cut-off")
     return matched
-
-
-def _agreement(
-    box: NDArray[np.float32], others: NDArray[np.float32], source_size: tuple[int, int]
-) -> NDArray[np.float64]:
-    """IoU of one xyxy box with (N, 4) others; 1 for slivers whose corners coincide."""
-    height, width = source_size
-    sides_of_image = np.array([width, height, width, height], np.float64)
-    a, b = box / sides_of_image, others / sides_of_image
-    sides = (np.minimum(a[2:], b[:, 2:]) - np.maximum(a[:2], b[:, :2])).clip(min=0)
-    intersection = sides.prod(axis=1)
-    union = (a[2:] - a[:2]).prod() + (b[:, 2:] - b[:, :2]).prod(axis=1) - intersection
-    iou: NDArray[np.float64] = intersection / union.clip(min=1e-12)
-    if (a[2:] - a[:2]).min() < _SLIVER:
-        iou[np.abs(b - a).max(axis=1) <= _SLIVER_TOLERANCE] = 1.0
-    return iou
 
 
 def _shorten(failures: list[str]) -> tuple[str, ...]:

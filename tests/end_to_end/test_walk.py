@@ -46,7 +46,7 @@ def test_from_photos_to_detections(dataset, tmp_path):
 
     model = tmp_path / "cells.onnx"
     exported = _run("export", checkpoint, "-o", model, "--images", dataset / "valid")
-    assert "worst IoU" in exported.stdout
+    assert "1 - IoU" in exported.stdout
 
     verified = _run("verify", checkpoint, model)
     assert "equals" in verified.stdout

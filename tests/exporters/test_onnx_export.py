@@ -1,16 +1,20 @@
 """Exports equal torch, carry their metadata, and are refused when they do not."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from checkpoints import save_filled
 from fill import make_images, normalize
 
 from exporters import onnx_export
-from exporters.onnx_export import OnnxOptions, export_onnx
+from exporters.difference import LIMITS
+from exporters.onnx_export import OnnxOptions, export_backbone, export_onnx
 from exporters.torch_reference import TorchSession
+from exporters.verify import compare
 from rfdetr_edge import Detector
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.demo import photo_paths
@@ -20,6 +24,7 @@ from trainer.model.rfdetr import RFDETR
 
 # Neighbours in the ranking of proposals that are closer than this may change places by rounding.
 DECIDED = 2.5e-5
+TOLERANCES = {"dets": 1e-5, "labels": 1e-4, "masks": 1e-3, "keypoints": 1e-4}
 
 
 def _ranking_gaps(model: RFDETR, tensor: torch.Tensor) -> torch.Tensor:
@@ -47,15 +52,17 @@ def _decided_images(model: RFDETR, count: int, shape: tuple[int, int]) -> np.nda
     raise AssertionError("no image without near ties")
 
 
-def _assert_equals_torch(checkpoint: Checkpoint, path: Path, batch: int, shape: tuple[int, int]):
-    feeds = {"input": _decided_images(checkpoint.model, batch, shape)}
+def _assert_equals_torch(checkpoint: Checkpoint, path: Path, feeds: dict[str, np.ndarray]):
     session = open_session(path)
     metadata = Detector.from_session(session).metadata
-    expected = TorchSession(checkpoint.model, metadata).run(feeds)
+    expected = TorchSession(checkpoint, metadata).run(feeds)
     found = session.run(feeds)
-    np.testing.assert_allclose(found["dets"], expected["dets"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found["labels"], expected["labels"], rtol=0, atol=1e-4)
-    assert [spec.name for spec in session.outputs] == ["dets", "labels"]
+    third = {"detection": (), "segmentation": ("masks",), "keypoint": ("keypoints",)}
+    assert [*found] == ["dets", "labels", *third[checkpoint.variant.task]]
+    for spec in session.outputs:
+        assert spec.shape[1:] == found[spec.name].shape[1:]
+        atol = TOLERANCES[spec.name]
+        np.testing.assert_allclose(found[spec.name], expected[spec.name], rtol=0, atol=atol)
 
 
 CASES = [
@@ -70,9 +77,11 @@ CASES = [
 def _check_export(checkpoint: Checkpoint, tmp_path: Path, batch, sizes, shape):
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, OnnxOptions(batch=batch, shape=shape), images=None)
-    side = checkpoint.resolution
+    shape = shape or (checkpoint.resolution,) * 2
     for size in sizes:
-        _assert_equals_torch(checkpoint, path, size, shape or (side, side))
+        _assert_equals_torch(
+            checkpoint, path, {"input": _decided_images(checkpoint.model, size, shape)}
+        )
 
 
 @pytest.mark.parametrize(("batch", "sizes", "shape"), CASES)
@@ -84,6 +93,104 @@ def test_tiny_equals_torch(tiny_checkpoint, tmp_path, batch, sizes, shape):
 def test_nano_equals_torch(tmp_path, batch, sizes, shape):
     path = save_filled(tmp_path / "nano.pth", "nano", 91, None)
     _check_export(load_checkpoint(path), tmp_path, batch, sizes, shape)
+
+
+@pytest.mark.parametrize(("batch", "sizes", "shape"), [CASES[0], *CASES[2:]])
+@pytest.mark.parametrize("variant", ["seg-tiny", "keypoint-tiny"])
+def test_masks_and_keypoints_equal_torch(tmp_path, variant, batch, sizes, shape):
+    path = save_filled(tmp_path / "model.pth", variant, 4, None)
+    _check_export(load_checkpoint(path), tmp_path, batch, sizes, shape)
+
+
+@pytest.mark.parametrize("counts", [(5, 0, 3), (0, 17)])
+def test_keypoints_of_several_classes_equal_torch(tmp_path, counts):
+    path = save_filled(tmp_path / "model.pth", "keypoint-tiny", 4, None, counts)
+    checkpoint = load_checkpoint(path)
+    _check_export(checkpoint, tmp_path, "dynamic", (2,), None)
+    with Detector(tmp_path / "model.onnx") as detector:
+        assert detector.metadata.keypoints == checkpoint.schema
+        assert detector.metadata.keypoints.counts == counts
+
+
+@pytest.mark.slow  # 80 s and 5 GB
+@pytest.mark.parametrize("batch", [1, "dynamic"])
+@pytest.mark.parametrize(
+    ("variant", "seeds"),
+    [("seg-nano", (1, 0)), ("keypoint-preview", (2, 5))],  # the golden images
+)
+def test_published_variants_with_masks_and_keypoints_equal_torch(tmp_path, variant, seeds, batch):
+    checkpoint = load_checkpoint(save_filled(tmp_path / "model.pth", variant, 91, None))
+    path = tmp_path / "model.onnx"
+    export_onnx(checkpoint, path, OnnxOptions(batch=batch), images=None)
+    shape = (checkpoint.resolution,) * 2
+    images = [normalize(make_images(seed, 1, *shape)) for seed in seeds]
+    for group in images if batch == 1 else [np.concatenate(images)]:
+        _assert_equals_torch(checkpoint, path, {"input": group})
+
+
+@pytest.mark.parametrize(
+    ("variant", "last"),
+    [
+        ("seg-tiny", "model.mask_head.query_proj.bias"),
+        ("keypoint-tiny", "model.keypoints.head.layers.2.bias"),
+    ],
+)
+def test_the_graph_has_standard_operators_and_nothing_of_training(tmp_path, variant, last):
+    path = tmp_path / "model.onnx"
+    checkpoint = load_checkpoint(save_filled(tmp_path / "model.pth", variant, 4, None))
+    export_onnx(checkpoint, path, images=None)
+    graph = onnx.load(path).graph
+    assert {node.domain for node in graph.node} == {""}
+    assert "Einsum" not in {node.op_type for node in graph.node}
+    uses = Counter(name for node in graph.node for name in node.input)
+    assert uses[last] == 1  # of the last decoder layer alone
+    assert not [name for name in uses if "proposal_queries" in name or "proposal_heads" in name]
+
+
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [("seg-tiny", ["features"]), ("keypoint-tiny", ["features", "cross_attn_features"])],
+)
+def test_a_backbone_gives_every_memory_of_the_decoder(tmp_path, variant, names):
+    path = tmp_path / "backbone.onnx"
+    checkpoint = load_checkpoint(save_filled(tmp_path / "model.pth", variant, 4, None))
+    assert export_backbone(checkpoint, path, OnnxOptions()).startswith("features within")
+    assert [value.name for value in onnx.load(path).graph.output] == names
+
+
+def _spoil(path: Path, initializer: str) -> None:
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == initializer:
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values.flat[0] += 0.05
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("variant", "initializer", "part"),
+    [
+        ("seg-tiny", "model.mask_head.bias", "mask"),
+        ("keypoint-tiny", "model.keypoints.head.layers.2.bias", "points"),
+    ],
+)
+def test_a_file_whose_masks_or_keypoints_differ_fails_the_gate(
+    tmp_path, variant, initializer, part
+):
+    path = tmp_path / "model.onnx"
+    checkpoint = load_checkpoint(save_filled(tmp_path / "model.pth", variant, 4, None))
+    comparison = export_onnx(checkpoint, path, images=photo_paths()[:1])
+    assert comparison.passed
+    with Detector(path) as detector:
+        reference = TorchSession(checkpoint, detector.metadata)
+    _spoil(path, initializer)
+    comparison = compare(reference, open_session(path), photo_paths()[:1])
+    assert not comparison.passed
+    found = comparison.worst._asdict()
+    assert found.pop(part) > 2 * LIMITS._asdict()[part]
+    assert found["box"] < LIMITS.box
+    assert found["score"] < LIMITS.score
 
 
 @pytest.mark.slow
@@ -98,7 +205,8 @@ def test_other_opsets_equal_torch(tiny_checkpoint, tmp_path, opset):
     checkpoint = load_checkpoint(tiny_checkpoint)
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, OnnxOptions(opset=opset), images=None)
-    _assert_equals_torch(checkpoint, path, 1, (checkpoint.resolution,) * 2)
+    image = _decided_images(checkpoint.model, 1, (checkpoint.resolution,) * 2)
+    _assert_equals_torch(checkpoint, path, {"input": image})
 
 
 def test_the_metadata_says_what_the_artifact_is(tiny_checkpoint, tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from io import BytesIO
@@ -18,6 +19,7 @@ import torch
 from exporters.roboflow import deploy, write_bundle
 from rfdetr_edge.classes import coco_classes, named_classes
 from rfdetr_edge.errors import BackendUnavailable, InputError
+from rfdetr_edge.keypoint_schema import numbered_schema
 from rfdetr_edge.variants import VARIANTS
 from trainer.checkpoint import load_checkpoint
 from trainer.config import model_config
@@ -48,7 +50,7 @@ def tiny_context() -> ModelContext:
     model.encoder.fix_grid(4, 4)
     classes = named_classes("background-last", ["Zelle", "Blutplättchen"])
     args = model_config("tiny", resolution=64)
-    return ModelContext(model, torch.device("cpu"), 64, classes, True, args)
+    return ModelContext(model, torch.device("cpu"), 64, classes, None, True, args)
 
 
 def test_the_bundle_has_the_documented_files(tmp_path):
@@ -70,6 +72,26 @@ def test_the_bundle_has_the_documented_files(tmp_path):
     assert found.resolution == 64
     for name, tensor in context.model.state_dict().items():
         torch.testing.assert_close(found.model.state_dict()[name], tensor, atol=0, rtol=0)
+
+
+def test_the_bundle_of_a_keypoint_model_says_which_points_it_has(tmp_path):
+    schema = numbered_schema([3], 0.1)
+    settings = {"num_keypoints_per_class": [3], "postprocess_trace_alpha": 0.1, "num_classes": 2}
+    context = replace(
+        tiny_context(),
+        model=RFDETR(VARIANTS["keypoint-tiny"], 3, [3]),
+        resolution=VARIANTS["keypoint-tiny"].resolution,
+        schema=schema,
+        args=model_config("keypoint-tiny", **settings),
+    )
+    write_bundle(context, tmp_path)
+    args = torch.load(tmp_path / "weights.pt", weights_only=False)["args"]
+    assert {name: vars(args)[name] for name in settings} == settings
+    assert args.use_grouppose_keypoints
+    assert not args.segmentation_head
+    found = load_checkpoint(tmp_path / "weights.pt", variant="keypoint-tiny")
+    assert found.schema.counts == (3,)
+    assert found.classes == context.classes
 
 
 def test_the_bundle_of_a_coco_model_names_the_80_classes(tmp_path):
