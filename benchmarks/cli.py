@@ -1,10 +1,12 @@
-"""`rfdetr-edge benchmark`: latency of the stages around the model."""
+"""`rfdetr-edge benchmark` and `rfdetr-edge synth`."""
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from rfdetr_edge.commands import Command
+from rfdetr_edge.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,43 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*environment, "", header, *rows])
 
 
+def _synth_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new or empty folder to write")
+    parser.add_argument(
+        "--images", type=int, required=True, metavar="N", help="photos of all splits (80/10/10 %%)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="another seed gives other photos (0)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(640, 480),
+        metavar=("W", "H"),
+        help="of the photos, in pixels (640 480)",
+    )
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    from benchmarks.synth.dataset import generate
+
+    width, height = arguments.size
+    with Progress("photos", arguments.images) as progress:
+        counts = generate(
+            arguments.folder,
+            arguments.images,
+            seed=arguments.seed,
+            size=(height, width),
+            advance=progress.advance,
+        )
+    splits = ", ".join(
+        f"{split} {count.images} photos with {count.parts} parts" for split, count in counts.items()
+    )
+    print(f"{arguments.folder}: {splits}")
+    return 0
+
+
 def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -56,4 +95,10 @@ benchmark = Command(
     help="measure the latency of the stages around the model",
     add_arguments=add_arguments,
     run=run,
+)
+synth = Command(
+    name="synth",
+    help="write a data set of metal parts on a conveyor belt",
+    add_arguments=_synth_arguments,
+    run=_synth,
 )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rfdetr_edge import __version__
 from rfdetr_edge.classes import coco_classes
 from rfdetr_edge.metadata import InputSpec
-from rfdetr_edge.postprocess import postprocess
+from rfdetr_edge.postprocess import RawOutputs, postprocess
 from rfdetr_edge.preprocess import preprocess
 from rfdetr_edge.progress import Progress
 
@@ -74,8 +74,7 @@ def stages() -> dict[str, Callable[[], object]]:
         "preprocess 1920x1080 to 384x384": lambda: preprocess(frame, plain),
         "preprocess 1920x1080 to 384x384, antialias": lambda: preprocess(frame, smooth),
         "postprocess 300 queries x 91 classes": lambda: postprocess(
-            dets,
-            labels,
+            RawOutputs(dets, labels),
             source_sizes=[(1080, 1920)],
             classes=classes,
             num_select=300,
