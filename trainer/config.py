@@ -217,7 +217,8 @@ class TrainConfig(_Settings):
     cls_loss_coef and the other _coef: weights of the losses; `train_config` has a keypoint
         variant's own.
     keypoint_flip_pairs: flat list of the points that a mirror image swaps, [1, 2, 3, 4]; left out,
-        left_x and right_x are pairs. keypoint_oks_sigmas: one a point, for OKS.
+        left_x and right_x are pairs. keypoint_oks_sigmas: one a point, for OKS. Both count
+        through the points of all classes, class after class.
     smooth_alpha: share of the last smoothed metric in the one that chooses the best weights.
     eval_interval: epochs between validations; the last epoch is always validated.
     checkpoint_interval: epochs between kept checkpoint_<epoch>.ckpt; last.ckpt is every epoch's.

@@ -212,11 +212,8 @@ def _dataset(model: ModelConfig, config: TrainConfig) -> Dataset:
 def _schema(dataset: Dataset, model: ModelConfig, config: TrainConfig) -> KeypointSchema | None:
     """The data set's keypoints, with what the user says of them."""
     flat, sigmas = config.keypoint_flip_pairs, config.keypoint_oks_sigmas
-    changes: dict[str, Any] = {} if sigmas is None else {"sigmas": tuple(sigmas)}
-    if flat:
-        changes["flip_pairs"] = tuple(zip(flat[::2], flat[1::2], strict=True))
     if dataset.schema is None:
-        if changes:
+        if flat or sigmas:
             raise InputError(
                 "keypoint_flip_pairs and keypoint_oks_sigmas are for keypoint variants, not "
                 f"{model.variant}; leave them out"
@@ -228,10 +225,23 @@ def _schema(dataset: Dataset, model: ModelConfig, config: TrainConfig) -> Keypoi
             f"num_keypoints_per_class is {wanted}, but the classes of {dataset.root} have "
             f"{counts}; leave it out"
         )
-    try:
-        classes = [replace(one, **changes) if one.names else one for one in dataset.schema.classes]
-    except InputError as error:
-        raise InputError(f"keypoint_flip_pairs or keypoint_oks_sigmas: {error}") from None
+    points, start, classes = sum(counts), 0, []
+    if (sigmas and len(sigmas) != points) or max(flat, default=0) >= points:
+        raise InputError(
+            "keypoint_flip_pairs and keypoint_oks_sigmas count the points through all classes of "
+            f"{dataset.root}: {points}, class after class"
+        )
+    every = list(zip(flat[::2], flat[1::2], strict=True))
+    for one in dataset.schema.classes:
+        end = start + len(one.names)
+        pairs = tuple((a - start, b - start) for a, b in every if start <= a < end)
+        own = tuple(sigmas[start:end]) if sigmas else one.sigmas
+        try:
+            changed = replace(one, flip_pairs=pairs if flat else one.flip_pairs, sigmas=own)
+        except InputError as error:
+            raise InputError(f"keypoint_flip_pairs, class by class: {error}") from None
+        classes.append(changed)
+        start = end
     return KeypointSchema(tuple(classes), model.postprocess_trace_alpha)
 
 

@@ -417,28 +417,31 @@ def test_masks_and_keypoints_are_learned_and_a_resumed_run_is_no_different(
 
 
 def test_the_data_set_and_the_settings_say_what_the_keypoints_are(photos, write_split, tmp_path):
-    photos["categories"][0]["keypoints"] = ["top", "bottom"]
-    for row in photos["annotations"]:
-        if row["category_id"] == photos["categories"][0]["id"]:
-            x, y, width, height = row["bbox"]
-            row["keypoints"] = [x, y, 2, x + width, y + height, 1]
+    for category, names in zip(photos["categories"], (["top", "bottom"], ["eye"]), strict=False):
+        category["keypoints"] = names
+        for row in photos["annotations"]:
+            if row["category_id"] == category["id"]:
+                x, y, width, height = row["bbox"]
+                row["keypoints"] = [x, y, 2, x + width, y + height, 1][: 3 * len(names)]
     for split in ("train", "valid"):
         write_split(tmp_path / "data" / split, photos)
     start = RFDETR(VARIANTS["keypoint-tiny"], 2)
     assert start.keypoint_counts == (17,)
     chosen = model_config("keypoint-tiny", postprocess_trace_alpha=0.5, **MODEL)
-    own = {"keypoint_flip_pairs": [0, 1], "keypoint_oks_sigmas": [0.3, 0.4], "epochs": 1}
+    own = {"keypoint_flip_pairs": [0, 1], "keypoint_oks_sigmas": [0.3, 0.4, 0.2]}
     given = {
         **TASK_RUN,
         "dataset_dir": tmp_path / "data",
         "output_dir": tmp_path / "out",
+        "epochs": 1,
         **own,
     }
     fitted = fit(start, chosen, train_config("keypoint", **given))
     points = ClassKeypoints(("top", "bottom"), (), (0.3, 0.4), ((0, 1),))
-    wanted = KeypointSchema((points, ClassKeypoints(), ClassKeypoints()), trace_alpha=0.5)
+    eye = ClassKeypoints(("eye",), sigmas=(0.2,))
+    wanted = KeypointSchema((points, eye, ClassKeypoints()), trace_alpha=0.5)
     assert load_checkpoint(fitted.best).schema == fitted.last.schema == wanted
-    assert fitted.last.model.keypoint_counts == (2, 0, 0)
+    assert fitted.last.model.keypoint_counts == (2, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +453,9 @@ def test_the_data_set_and_the_settings_say_what_the_keypoints_are(photos, write_
             {},
             r"num_keypoints_per_class is \[17\], but the classes of .* have \[5, 5, 0, 6\]",
         ),
-        ("keypoint-tiny", {}, {"keypoint_oks_sigmas": [0.1]}, "5 keypoints need as many sigmas"),
+        ("keypoint-tiny", {}, {"keypoint_oks_sigmas": [0.1] * 5}, ": 16, class after class"),
+        ("keypoint-tiny", {}, {"keypoint_flip_pairs": [10, 9]}, r"two of 6 keypoints.*\(0, -1\)"),
+        ("keypoint-tiny", {}, {"keypoint_flip_pairs": [16, 0]}, ": 16, class after class"),
         ("keypoint-tiny", {}, {"keypoint_flip_pairs": [0, 5]}, r"flip_pairs pairs two of 5"),
         ("seg-tiny", {}, {"keypoint_oks_sigmas": [0.1]}, "for keypoint variants, not seg-tiny"),
         ("tiny", {}, {"keypoint_flip_pairs": [0, 1]}, "for keypoint variants, not tiny"),
