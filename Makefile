@@ -30,7 +30,7 @@ test-slow: .venv/.stamp
 	.venv/bin/python -m pytest -q -m slow
 
 # Not editable, so that the demo shows what users get: the files that the wheel holds.
-.venv-demo/.stamp: pyproject.toml constraints.txt $(wildcard rfdetr_edge/*.py rfdetr_edge/backends/*.py rfdetr_edge/datasets/*.py rfdetr_edge/demo/*.*)
+.venv-demo/.stamp: pyproject.toml constraints.txt $(wildcard rfdetr_edge/*.py rfdetr_edge/backends/*.py rfdetr_edge/datasets/*.py rfdetr_edge/demo/*.* rfdetr_edge/demo/*/*.*)
 	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/python $(PIP) -c constraints.txt '.[onnx]'
 	touch $@

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
 
 import rfdetr_edge
 from rfdetr_edge import demo, report
@@ -43,7 +42,6 @@ from rfdetr_edge.sinks import (
     json_stream,
 )
 from rfdetr_edge.sources import Frame, ImageSource, Source, open_sources, total_length
-from rfdetr_edge.variants import Task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,7 +275,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
-        choices=get_args(Task),
+        choices=demo.EMBEDDED,
         help="one of the embedded models (default: all of them)",
     )
     parser.add_argument(
@@ -290,8 +288,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    tasks: tuple[Task, ...] = (arguments.task,) if arguments.task else get_args(Task)
-    for task in tasks:
+    for task in [arguments.task] if arguments.task else demo.EMBEDDED:
         folder = arguments.output / task
         sources = [ImageSource(path) for path in demo.photo_paths(task)]
         with Detector(demo.model_path(task)) as detector, ExitStack() as stack:
