@@ -19,6 +19,7 @@ from rfdetr_edge.variants import Task
 from trainer.checkpoint_file import write_file
 from trainer.config import ModelConfig, TrainConfig
 from trainer.module import DetectionModule, Evaluated
+from trainer.ranks import place
 
 logger = logging.getLogger(__name__)
 
@@ -179,8 +180,9 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def _of_all_ranks(evaluated: list[Evaluated]) -> list[Evaluated]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    _, ranks = place()
+    if ranks == 1:
         return evaluated
-    gathered: list[list[Evaluated]] = [[] for _ in range(torch.distributed.get_world_size())]
+    gathered: list[list[Evaluated]] = [[] for _ in range(ranks)]
     torch.distributed.all_gather_object(gathered, evaluated)
     return [batch for rank in gathered for batch in rank]

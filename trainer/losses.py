@@ -15,6 +15,7 @@ from trainer.keypoint_losses import keypoint_losses
 from trainer.mask_losses import Draw, mask_losses
 from trainer.matcher import Match, match
 from trainer.model.output import ModelOutput, Prediction
+from trainer.ranks import place
 from trainer.targets import Target
 
 _ALPHA = 0.25
@@ -110,11 +111,12 @@ def _in_float32(part: Any) -> Any:
 
 def mean_over_ranks(count: float, device: torch.device) -> float:
     """The mean of every process's count, so that two learn what one does from both batches."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    _, ranks = place()
+    if ranks == 1:
         return count
     total = torch.tensor(count, device=device)
     distributed.all_reduce(total)
-    return float(total) / float(distributed.get_world_size())
+    return float(total) / ranks
 
 
 def total_loss(losses: Mapping[str, Tensor], coefficients: Mapping[str, float]) -> Tensor:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
@@ -29,6 +29,7 @@ from trainer.config import ModelConfig, TrainConfig
 from trainer.data.augmentation import DEFAULT
 from trainer.data.paste import PasteBank
 from trainer.data.transforms import Sample, augment, jitter_scale, mirror_swaps, read_sample
+from trainer.ranks import place
 from trainer.targets import Target
 
 _FEWEST_STEPS = 5  # optimizer steps an epoch: smaller sets are drawn from with replacement
@@ -191,7 +192,7 @@ class DetectionData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches."""
         length = len(self._dataset.train.images)
-        sampler = EpochSampler(length, self._config, self._model, _place())
+        sampler = EpochSampler(length, self._config, self._model, place())
         return self._loader(self._dataset.train, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -205,7 +206,7 @@ class DetectionData(pl.LightningDataModule):
         return self._in_order(self._dataset.test)
 
     def _in_order(self, split: Split) -> DataLoader[Any]:
-        (rank, ranks), side = _place(), self._model.resolution
+        (rank, ranks), side = place(), self._model.resolution
         draws = [Draw(image, side, None) for image in range(rank, len(split.images), ranks)]
         return self._loader(split, draws)
 
@@ -220,9 +221,3 @@ class DetectionData(pl.LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _place() -> tuple[int, int]:
-    """(rank, ranks) of this process; Lightning has joined them before it asks for a loader."""
-    joined = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if joined else (0, 1)
