@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from rfdetr_edge.classes import ClassTable
 from rfdetr_edge.detections import Detections
@@ -15,7 +16,7 @@ from rfdetr_edge.postprocess import postprocess
 from trainer.checkpoint import describe, save_checkpoint
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data.module import Batch
-from trainer.losses import detection_losses, total_loss
+from trainer.losses import detection_losses, mean_over_ranks, total_loss
 from trainer.model.output import ModelOutput, raw_outputs
 from trainer.model.rfdetr import RFDETR
 from trainer.optim import build_optimizer, build_schedule
@@ -47,6 +48,7 @@ class DetectionModule(pl.LightningModule):
         super().__init__()
         self.network, self._classes, self._schema = network, classes, schema
         self._model, self._config = model, config
+        self._boxes = 0.0  # of the optimizer step so far, where its micro-batches count by theirs
         self.save_hyperparameters(config.model_dump(mode="json"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -78,17 +80,33 @@ class DetectionModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One micro-batch; all query groups."""
-        output = self.network(batch.images)
+        output, groups = self.network(batch.images), self.network.variant.groups
+        boxes = mean_over_ranks(_count(batch), self.device)
         # Losses stay in float32 under autocast: matching and IoU need the digits.
         with torch.autocast(self.device.type, enabled=False):
-            losses, loss = self._losses(output, batch, self.network.variant.groups)
+            losses, loss = self._losses(output, batch, groups, boxes)
         options = {"on_step": False, "on_epoch": True, "sync_dist": True}
         # of the last layer; the others, which have a suffix, follow it
         shown = {*self._config.coefficients, "class_error", "cardinality_error"}
         parts = {f"train/{name}": value for name, value in losses.items() if name in shown}
         self.log_dict({"train/loss": loss, **parts}, batch_size=len(batch.targets), **options)
         self.log("loss", loss, prog_bar=True, logger=False)  # of this batch, for the progress bar
-        return loss
+        if self.network.variant.task != "keypoint":
+            return loss
+        self._boxes += boxes * groups
+        return loss * max(boxes * groups, 1.0)  # a sum again, see below
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Has keypoint variants learn from micro-batches what one batch of all would teach.
+
+        The others take the mean over micro-batches, as upstream does (training.md section 4).
+        """
+        if self.network.variant.task == "keypoint":
+            share = self._config.grad_accum_steps / max(self._boxes, 1.0)
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= share
+            self._boxes = 0.0
 
     def validation_step(self, batch: Batch, batch_index: int) -> Evaluated:
         """In float32, through the runtime's own postprocessing."""
@@ -108,13 +126,13 @@ class DetectionModule(pl.LightningModule):
         return Evaluated(
             dict(zip(image_ids, map(encoded, found), strict=True)),
             float(loss),
-            sum(len(target.labels) for target in batch.targets),
+            int(_count(batch)),
         )
 
     test_step = validation_step
 
     def _losses(
-        self, output: ModelOutput, batch: Batch, groups: int, num_boxes: float | None = None
+        self, output: ModelOutput, batch: Batch, groups: int, num_boxes: float
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Every loss by name, and their weighted sum."""
         losses = detection_losses(
@@ -133,3 +151,7 @@ class DetectionModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, self._config, steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def _count(batch: Batch) -> float:
+    return float(sum(len(target.labels) for target in batch.targets))

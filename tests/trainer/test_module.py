@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from rfdetr_edge.datasets import Dataset, read_dataset
 from rfdetr_edge.detections import Detections
@@ -257,3 +258,47 @@ def test_a_dropped_row_skips_the_branch_and_a_kept_one_makes_up_for_it():
     kept = found.abs().amax(dim=(1, 2)) > 0
     torch.testing.assert_close(found[kept], branch[kept] / 0.75, rtol=1e-4, atol=1e-5)
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.07)  # three deviations
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("variant", ["keypoint-tiny", "tiny"])
+def test_keypoints_learn_from_micro_batches_what_one_batch_teaches(parts, tmp_path, variant):
+    """For boxes it is the mean over micro-batches, whatever they hold."""
+    row = VARIANTS[variant]
+    data = read_dataset(parts, "roboflow", report=None, task=row.task)
+    model = model_config(variant, resolution=96)
+    settings = {"dataset_dir": parts, "output_dir": tmp_path, "num_workers": 0, "seed": 1}
+    config = train_config(row.task, **settings, multi_scale="off", aug_config={})
+    (drawn, *_) = DetectionData(config, model, data).train_dataloader()
+    # of one target, and of several
+    every = Batch(drawn.images[:2].double(), [_first(drawn.targets[0]), drawn.targets[1]])
+    halves = [Batch(every.images[i, None], every.targets[i : i + 1]) for i in range(2)]
+    gradients = []
+    for batches in ([every], halves):
+        steps = len(batches)
+        torch.manual_seed(0)
+        network = RFDETR(row, len(data.classes), data.schema.counts if data.schema else ())
+        network = network.double().train()  # no ties in the ranking that rounding decides
+        run = config.model_copy(update={"grad_accum_steps": steps})
+        module = DetectionModule(network, model, run, data.classes, data.schema)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            accumulate_grad_batches=steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))
+        gradients.append(network.box_head.layers[-1].bias.grad.clone())
+    together, apart = gradients
+    assert len(every.targets[1].labels) > 1
+    assert together.all()
+    assert torch.allclose(apart, together, rtol=1e-3, atol=1e-6) == (variant == "keypoint-tiny")
+
+
+def _first(target: Target) -> Target:
+    points = None if target.keypoints is None else target.keypoints[:1]
+    return target._replace(boxes=target.boxes[:1], labels=target.labels[:1], keypoints=points)
