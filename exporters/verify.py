@@ -93,10 +93,11 @@ def compare(reference: Session, candidate: Session, images: Iterable[Path]) -> C
     mask stride or keypoint schema, that is the failure and nothing is run.
     Raises what the runtime raises for images and sessions that cannot be used.
     """
-    first, second = (_detector(session) for session in (reference, candidate))
-    failures = _contradictions(reference, candidate)
+    wanted, found = (Detector.from_session(session).metadata for session in (reference, candidate))
+    failures = _contradictions(wanted, found)
+    first, second = _detector(reference, wanted), _detector(candidate, found)
     sizes = (second.batch_size,) if second.batch_size else _DYNAMIC_SIZES
-    shaken = [_detector(reference, seed) for seed in range(_NOISE_DRAWS)]
+    shaken = [_detector(reference, wanted, seed) for seed in range(_NOISE_DRAWS)]
     compared = unstable = 0
     pairs: list[Difference] = []
     for path in () if failures else images:
@@ -116,10 +117,11 @@ def compare(reference: Session, candidate: Session, images: Iterable[Path]) -> C
     )
 
 
-def _detector(session: Session, noise_seed: int | None = None) -> Detector:
+def _detector(session: Session, metadata: ModelMetadata, noise_seed: int | None = None) -> Detector:
     """The runtime on a session, with class scores for confidences.
 
-    noise_seed: the input gets a little noise; what that changes is decided by rounding.
+    metadata: what the runtime takes the session for. noise_seed: the input gets a little noise;
+    what that changes is decided by rounding.
     """
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
@@ -133,18 +135,15 @@ def _detector(session: Session, noise_seed: int | None = None) -> Detector:
             }
         )
 
-    metadata = Detector.from_session(session).metadata
     if metadata.keypoints is not None:
         metadata = replace(metadata, keypoints=replace(metadata.keypoints, trace_alpha=0.0))
     seen = FakeSession(run, session.inputs, session.outputs, metadata.to_json(), session.provider)
     return Detector.from_session(seen)
 
 
-def _contradictions(reference: Session, candidate: Session) -> list[str]:
+def _contradictions(reference: ModelMetadata, candidate: ModelMetadata) -> list[str]:
     """What the two say of themselves that must be equal and is not."""
-    wanted, found = (
-        _statements(Detector.from_session(session).metadata) for session in (reference, candidate)
-    )
+    wanted, found = _statements(reference), _statements(candidate)
     return [
         f"the {what}: {found.get(what)} instead of {wanted[what]}"
         for what in wanted

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rfdetr_edge.annotation_shapes import is_coordinate
+from rfdetr_edge.annotation_shapes import is_coordinate, marked
 from rfdetr_edge.annotations import AnnotationFile, Fault
 from rfdetr_edge.datasets.coco import FOLDERS
 from rfdetr_edge.errors import InputError
@@ -195,4 +195,5 @@ def _keypoints(values: list[float], each: int, wh: tuple[int, int]) -> dict[str,
     for first in range(0, len(values), each):
         x, y, *mark = values[first : first + each]
         points += [x * wh[0], y * wh[1], mark[0] if mark else 2 * (x != 0 or y != 0)]
-    return {"keypoints": points, "num_keypoints": sum(mark > 0 for mark in points[2::3])}
+    row = {"keypoints": points}
+    return {**row, "num_keypoints": marked(row)}
