@@ -266,6 +266,8 @@ def _prepared(
     unused += [p for block in encoder.blocks[encoder.taps[-1] :] for p in block.parameters()]
     for parameter in encoder.parameters() if model.freeze_encoder else unused:
         parameter.requires_grad_(False)
+    # Normalisation leaves maps channels last; convolutions that keep them so spare transpositions.
+    prepared.to(memory_format=torch.channels_last)
     return prepared
 
 

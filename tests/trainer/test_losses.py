@@ -46,7 +46,8 @@ def _prediction(prefix: str) -> Prediction:
     factors = f"{prefix}/pred_masks"
     if f"{factors}/bias" in GOLDEN:
         names = ("spatial_features", "query_features", "bias")
-        parts[2] = MaskFactors(*(torch.from_numpy(GOLDEN[f"{factors}/{name}"]) for name in names))
+        spatial, query, bias = (torch.from_numpy(GOLDEN[f"{factors}/{name}"]) for name in names)
+        parts[2] = MaskFactors(spatial, query, bias.expand(*query.shape[:2], 1))
     return Prediction(*parts)
 
 

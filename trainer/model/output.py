@@ -8,9 +8,9 @@ from rfdetr_edge.postprocess import RawOutputs
 
 
 class MaskFactors(NamedTuple):
-    """Masks as they are trained: logits of query n are `spatial . query[n] + bias`.
+    """Masks as they are trained: logits of query n are `spatial . query[n] + bias[n]`.
 
-    spatial (B, D, h, w), query (B, Q, D), bias (1,). All dense masks would not fit in memory.
+    spatial (B, D, h, w), query (B, Q, D), bias (B, Q, 1). All dense masks would not fit in memory.
     """
 
     spatial: Tensor

@@ -68,4 +68,6 @@ class SegmentationHead(nn.Module):
 
     def _factors(self, features: Tensor, state: Tensor) -> MaskFactors:
         query = self.query_proj(self.query_block(state))
-        return MaskFactors(self.spatial_proj(features), query, self.bias)
+        # The cells' projection moved to the queries: linear, and there are far fewer of them.
+        weight, bias = self.spatial_proj.weight.flatten(1), self.spatial_proj.bias
+        return MaskFactors(features, query @ weight, query @ bias[:, None] + self.bias)
