@@ -12,6 +12,10 @@ The exporters write it, the runtime reads it and never guesses from shapes. In O
      "provenance": {"checkpoint_sha256": "...", "tool": "rfdetr-edge 0.1.0",
                     "verification": "passed", "notes": null}}
 
+The provenance of INT8 adds the images that its scales come from:
+
+     "calibration": {"images": 64, "sha256": "..."}
+
 The task "segmentation" adds the pixels of the input for one cell of a mask, the task "keypoint"
 the points of each class slot from 0:
 
@@ -23,7 +27,7 @@ the points of each class slot from 0:
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
 from rfdetr_edge.classes import LAYOUTS, ClassTable, Layout
@@ -37,6 +41,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE = "bilinear-half-pixel"
 
+Precision = Literal["fp32", "fp16", "int8"]
 Verification = Literal["passed", "skipped"]
 
 
@@ -57,16 +62,28 @@ class InputSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where an artifact comes from and whether its export was compared with the checkpoint.
+class Calibration:
+    """The images that fixed the scales of an INT8 artifact: how many, and what they were.
 
-    notes: any JSON value, as given by the user.
+    sha256: of their pixels in order, as exporters.calibration makes it.
+    """
+
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an artifact comes from and whether its export was compared with its reference.
+
+    notes: any JSON value, as given by the user. calibration: of INT8, None otherwise.
     """
 
     checkpoint_sha256: str
     tool: str
     verification: Verification
     notes: Any = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +99,7 @@ class ModelMetadata:
 
     task: Task
     variant: str
-    precision: Literal["fp32"]
+    precision: Precision
     input: InputSpec
     classes: ClassTable
     num_select: int
@@ -115,6 +132,8 @@ class ModelMetadata:
             extra["mask_stride"] = self.mask_stride
         if self.keypoints is not None:
             extra["keypoints"] = self.keypoints.to_dict()
+        calibration = self.provenance.calibration
+        origin = {} if calibration is None else {"calibration": asdict(calibration)}
         return json.dumps(
             {
                 "schema": SCHEMA,
@@ -143,6 +162,7 @@ class ModelMetadata:
                     "tool": self.provenance.tool,
                     "verification": self.provenance.verification,
                     "notes": self.provenance.notes,
+                    **origin,
                 },
             },
             allow_nan=False,
@@ -175,7 +195,7 @@ def parse_metadata(text: str) -> ModelMetadata:
     return ModelMetadata(
         task=_choice(document, "task", get_args(Task)),
         variant=_field(document, "variant", str),
-        precision=_choice(document, "precision", ("fp32",)),
+        precision=_choice(document, "precision", get_args(Precision)),
         input=_input_spec(source),
         classes=_class_table(classes),
         num_select=_positive(document, "num_select"),
@@ -184,10 +204,18 @@ def parse_metadata(text: str) -> ModelMetadata:
             tool=_field(provenance, "tool", str),
             verification=_choice(provenance, "verification", ("passed", "skipped")),
             notes=provenance.get("notes"),
+            calibration=_calibration(provenance),
         ),
         mask_stride=_positive(document, "mask_stride") if "mask_stride" in document else None,
         keypoints=_keypoints(document["keypoints"]) if "keypoints" in document else None,
     )
+
+
+def _calibration(provenance: Mapping[str, Any]) -> Calibration | None:
+    if "calibration" not in provenance:
+        return None
+    source = _field(provenance, "calibration", dict)
+    return Calibration(_positive(source, "images"), _field(source, "sha256", str))
 
 
 def _input_spec(source: Mapping[str, Any]) -> InputSpec:

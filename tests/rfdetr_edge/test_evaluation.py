@@ -22,7 +22,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rfdetr_edge.annotations import read_annotations
-from rfdetr_edge.evaluation import average_precision, encoded, every_precision
+from rfdetr_edge.evaluation import (
+    average_precision,
+    encoded,
+    every_drop,
+    every_precision,
+    precision_drop,
+)
 from rfdetr_edge.f1 import best_threshold
 
 PHOTOS = demo.photo_paths()
@@ -441,6 +447,74 @@ def model(tmp_path_factory):
 @pytest.fixture
 def data_set(write):
     return write(document([(n, c, [0, 0, 300, 200 + 20 * c]) for n in (1, 2, 3) for c in NAMES]))
+
+
+@pytest.fixture
+def rivals(write):
+    """A document of 8 images and what two artifacts find there, the second worse."""
+    rng = np.random.default_rng(3)
+    boxes, found = [], ({}, {})
+    for image in range(1, 9):
+        for category in (1, 2):
+            xywh = [*rng.uniform(0, 300, 2), *rng.uniform(20, 100, 2)]
+            boxes.append((image, category, xywh))
+        truth = [xywh for number, _, xywh in boxes if number == image]
+        for artifact, noise in zip(found, (4, 12), strict=True):
+            rows = []
+            for slot, (x, y, w, h) in enumerate(truth):
+                moved = np.array([x, y, x + w, y + h]) + rng.normal(0, noise, 4)
+                rows.append((moved, rng.uniform(0.1, 1), slot))
+            artifact[image] = detections(*rows)
+    content = document(boxes)
+    content["images"] = [
+        {"id": number, "file_name": f"{number}.jpg", "height": 480, "width": 640}
+        for number in range(1, 9)
+    ]
+    return read_annotations(write(content)), *found
+
+
+def test_the_drop_is_that_of_the_two_precisions_and_its_interval_that_of_redrawn_images(rivals):
+    content, first, second = rivals
+    drop = precision_drop(content, first, second, resamples=20, seed=5)
+    assert drop.reference == pytest.approx(average_precision(content, first).ap, abs=1e-12)
+    assert drop.candidate == pytest.approx(average_precision(content, second).ap, abs=1e-12)
+    assert drop.points == pytest.approx(100 * (drop.reference - drop.candidate))
+    rng, drops = np.random.default_rng(5), []
+    for _ in range(20):
+        drawn = rng.integers(8, size=8) + 1
+        redrawn = {
+            **content,
+            "images": [
+                {**content["images"][image - 1], "id": number}
+                for number, image in enumerate(drawn, start=1)
+            ],
+            "annotations": [
+                {**row, "image_id": number, "id": 100 * number + row["id"]}
+                for number, image in enumerate(drawn, start=1)
+                for row in content["annotations"]
+                if row["image_id"] == image
+            ],
+        }
+        both = (
+            average_precision(redrawn, {n: found[i] for n, i in enumerate(drawn.tolist(), 1)}).ap
+            for found in (first, second)
+        )
+        drops.append(100 * np.subtract(*both))
+    assert (drop.low, drop.high) == pytest.approx(np.percentile(drops, [2.5, 97.5]), abs=1e-9)
+    assert drop.low < drop.points < drop.high
+
+
+def test_nothing_is_lost_against_itself(rivals):
+    content, first, _ = rivals
+    (kind, drop), *others = every_drop(content, first, first, resamples=10).items()
+    assert (kind, drop.points, drop.low, drop.high) == ("bbox", 0, 0, 0)
+    assert not others
+
+
+def test_a_drop_needs_the_same_images(rivals):
+    content, first, second = rivals
+    with pytest.raises(InputError, match="different images"):
+        precision_drop(content, first, {1: second[1]})
 
 
 def test_evaluate_gives_what_pycocotools_gives_for_the_results_file(
