@@ -1,17 +1,31 @@
 """`rfdetr-edge export` and `rfdetr-edge verify`."""
 
 import argparse
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from rfdetr_edge.commands import Command
+from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.errors import ArtifactError, InputError
-from rfdetr_edge.variants import VARIANTS
+from rfdetr_edge.metadata import Precision
+from rfdetr_edge.variants import VARIANTS, Task
+
+if TYPE_CHECKING:
+    from exporters.lossy import Judgement
+    from exporters.verify import Comparison
+    from rfdetr_edge.backends import Session
+
+_ALL = 1_000_000  # images of a gate: more than a folder holds
+_MAX_DROP = "AP that may be lost, in points of 100 (default: 0.1 for fp16, 0.5 for int8)"
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="checkpoint (.pth)")
+    parser.add_argument(
+        "source", type=Path, help="checkpoint (.pth), or an FP32 artifact (.onnx) to lower"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="artifact to write (.onnx)"
     )
@@ -46,17 +60,76 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     gate.add_argument(
         "--no-verify",
         action="store_true",
-        help="write the artifact without comparing it; its metadata says so",
+        help="write the artifact without comparing it; its metadata says so (fp32 only)",
+    )
+    gate.add_argument(
+        "--validation",
+        type=Path,
+        metavar="DIR",
+        help="annotated images (COCO) on which AP may drop by --max-drop (fp16 and int8)",
+    )
+    lower = parser.add_argument_group("lower precision")
+    lower.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    lower.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help=_MAX_DROP,
+    )
+    lower.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="images that fix the scales of int8: a folder, COCO annotations (.json) or .npy; "
+        "others than those of --validation and --images",
+    )
+    lower.add_argument(
+        "--max-images", type=int, default=100, help="calibration images used (default 100)"
+    )
+    lower.add_argument(
+        "--observer",
+        choices=("minmax", "percentile", "mse"),
+        default="minmax",
+        help="how int8 ranges follow from what is seen (default minmax)",
+    )
+    lower.add_argument(
+        "--target",
+        choices=("cpu", "tensorrt"),
+        default="cpu",
+        help="whose int8 arithmetic the graph is written for (default cpu)",
     )
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.output.suffix.lower() != ".onnx":
+        raise InputError(f"the artifact must end in .onnx, not {arguments.output.name!r}")
+    is_artifact = arguments.source.suffix.lower() == ".onnx"
+    if arguments.precision == "fp32":
+        if is_artifact:
+            raise InputError(
+                f"{arguments.source} is an artifact already; --precision fp16 or int8 lowers it"
+            )
+        for name in ("calibration", "validation", "max_drop"):
+            if vars(arguments)[name] is not None:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} is for --precision fp16 and int8")
+        seen = _export_checkpoint(arguments, arguments.output)
+    elif is_artifact:
+        seen = _lower(arguments, arguments.source)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "fp32.onnx"
+            _export_checkpoint(arguments, source)
+            seen = _lower(arguments, source)
+    print(f"{arguments.output}: {seen}")
+    return 0
+
+
+def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
     from exporters.onnx_export import OnnxOptions, export_onnx
     from exporters.verify import gate_images
     from trainer.checkpoint import load_checkpoint
 
-    if arguments.output.suffix.lower() != ".onnx":
-        raise InputError(f"the artifact must end in .onnx, not {arguments.output.name!r}")
     options = OnnxOptions(
         shape=tuple(arguments.shape) if arguments.shape else None,
         batch=arguments.batch,
@@ -65,12 +138,56 @@ def _export(arguments: argparse.Namespace) -> int:
         notes=arguments.notes,
     )
     with _naming_lack_of_memory():
-        checkpoint = load_checkpoint(arguments.checkpoint, variant=arguments.variant)
+        checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)
         task = checkpoint.variant.task
         images = None if arguments.no_verify else gate_images(arguments.images, task)
-        comparison = export_onnx(checkpoint, arguments.output, options, images=images)
-    print(f"{arguments.output}: {'not compared (--no-verify)' if images is None else comparison}")
-    return 0
+        comparison = export_onnx(checkpoint, output, options, images=images)
+    return "not compared (--no-verify)" if images is None else str(comparison)
+
+
+def _lower(arguments: argparse.Namespace, source: Path) -> str:
+    from exporters.calibration import calibration_set
+    from exporters.precision import export_fp16, export_int8
+    from exporters.quantize import SCHEMES
+
+    if arguments.no_verify:
+        raise InputError("fp16 and int8 are never handed out unseen; leave --no-verify out")
+    given = arguments.validation or arguments.images or photo_paths(_task(source))
+    images = calibration_set(given, limit=_ALL)
+    if arguments.validation is not None and images.annotations is None:
+        raise InputError(
+            f"{arguments.validation} has no COCO annotations to measure AP with; give an "
+            "annotated split, or --images for a comparison without AP"
+        )
+    if arguments.max_drop is not None and images.annotations is None:
+        raise InputError("--max-drop needs annotated images: give them with --validation")
+    drop = arguments.max_drop
+    if arguments.precision == "fp16":
+        return str(export_fp16(source, arguments.output, images, max_drop=drop))
+    if arguments.calibration is None:
+        raise InputError("int8 needs images that fix its scales: give them with --calibration")
+    calibration = calibration_set(arguments.calibration, limit=arguments.max_images)
+    judgement = export_int8(
+        source,
+        arguments.output,
+        calibration,
+        images,
+        scheme=SCHEMES[arguments.target],
+        observer=arguments.observer,
+        max_drop=drop,
+    )
+    return str(judgement)
+
+
+def _task(artifact: Path) -> Task:
+    from rfdetr_edge.backends import open_session
+    from rfdetr_edge.detector import Detector
+
+    session = open_session(artifact, provider="cpu")
+    try:
+        return Detector.from_session(session).metadata.task
+    finally:
+        session.close()
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,16 +198,21 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="images (default: the embedded photos)"
     )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="JSON",
+        help="COCO annotations of the images, to measure AP (fp16 and int8)",
+    )
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help=_MAX_DROP)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from exporters.verify import compare, gate_images
     from rfdetr_edge.backends import BACKENDS, Session, open_session
     from rfdetr_edge.detector import Detector
 
     candidate = open_session(arguments.model)
     metadata = Detector.from_session(candidate).metadata
-    images = gate_images(arguments.images, metadata.task)
     reference: Session
     if arguments.reference.suffix.lower() in {row.suffix for row in BACKENDS.values()}:
         reference = open_session(arguments.reference)
@@ -102,11 +224,48 @@ def _verify(arguments: argparse.Namespace) -> int:
         variant = metadata.variant if metadata.variant in VARIANTS else None
         checkpoint = load_checkpoint(arguments.reference, variant=variant)
         reference = TorchSession(checkpoint, metadata)
-    comparison = compare(reference, candidate, images)
-    if not comparison.passed:
-        raise ArtifactError(f"{arguments.model} differs from {arguments.reference}: {comparison}")
-    print(f"{arguments.model} equals {arguments.reference}: {comparison}")
+    exact = metadata.precision == "fp32"
+    judged = _equal(arguments, reference, candidate) if exact else _close(arguments, reference)
+    if not judged.passed:
+        raise ArtifactError(f"{arguments.model} differs from {arguments.reference}: {judged}")
+    print(f"{arguments.model} {'equals' if exact else 'keeps to'} {arguments.reference}: {judged}")
     return 0
+
+
+def _equal(
+    arguments: argparse.Namespace, reference: "Session", candidate: "Session"
+) -> "Comparison":
+    """FP32 against its reference."""
+    from exporters.verify import compare, gate_images
+    from rfdetr_edge.detector import Detector
+
+    for name in ("annotations", "max_drop"):
+        if vars(arguments)[name] is not None:
+            option = name.replace("_", "-")
+            raise InputError(
+                f"--{option} is for fp16 and int8: an fp32 artifact must equal its reference, "
+                "whatever there is to find"
+            )
+    task = Detector.from_session(candidate).metadata.task
+    return compare(reference, candidate, gate_images(arguments.images, task))
+
+
+def _close(arguments: argparse.Namespace, reference: "Session") -> "Judgement":
+    """FP16 and INT8 against their reference."""
+    from exporters.calibration import annotated_set, calibration_set
+    from exporters.lossy import judge
+    from exporters.trials import trial
+    from rfdetr_edge.detector import Detector
+
+    metadata = Detector.from_session(reference).metadata
+    given = arguments.images or photo_paths(metadata.task)
+    if arguments.annotations is None:
+        images = calibration_set(given, limit=_ALL)
+    elif arguments.images is None:
+        raise InputError("--annotations needs the folder of their images: give it with --images")
+    else:
+        images = annotated_set(arguments.annotations, arguments.images)
+    return judge(metadata, arguments.model, trial(reference, images), arguments.max_drop)
 
 
 @contextmanager

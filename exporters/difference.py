@@ -96,6 +96,14 @@ def largest(differences: Sequence[Difference]) -> Difference | None:
     return Difference._make(None if None in part else max(part) for part in parts)
 
 
+def average(differences: Sequence[Difference]) -> Difference | None:
+    """Part by part, the mean of differences of one task; None of none."""
+    if not differences:
+        return None
+    parts = zip(*differences, strict=True)
+    return Difference._make(None if None in part else sum(part) / len(part) for part in parts)
+
+
 def _masks_apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """1 - IoU of (h, w) logits on the network's own grid; 0 for two empty masks.
 

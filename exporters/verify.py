@@ -94,7 +94,7 @@ def compare(reference: Session, candidate: Session, images: Iterable[Path]) -> C
     Raises what the runtime raises for images and sessions that cannot be used.
     """
     wanted, found = (Detector.from_session(session).metadata for session in (reference, candidate))
-    failures = _contradictions(wanted, found)
+    failures = contradictions(wanted, found)
     first, second = _detector(reference, wanted), _detector(candidate, found)
     sizes = (second.batch_size,) if second.batch_size else _DYNAMIC_SIZES
     shaken = [_detector(reference, wanted, seed) for seed in range(_NOISE_DRAWS)]
@@ -141,8 +141,8 @@ def _detector(session: Session, metadata: ModelMetadata, noise_seed: int | None 
     return Detector.from_session(seen)
 
 
-def _contradictions(reference: ModelMetadata, candidate: ModelMetadata) -> list[str]:
-    """What the two say of themselves that must be equal and is not."""
+def contradictions(reference: ModelMetadata, candidate: ModelMetadata) -> list[str]:
+    """What the two say of themselves that must be equal and is not, one line each."""
     wanted, found = _statements(reference), _statements(candidate)
     return [
         f"the {what}: {found.get(what)} instead of {wanted[what]}"
@@ -155,6 +155,9 @@ def _statements(metadata: ModelMetadata) -> dict[str, object]:
     stated: dict[str, object] = {
         "task": metadata.task,
         "resolution": metadata.input.resolution,
+        "mean": metadata.input.mean,
+        "std": metadata.input.std,
+        "antialias": metadata.input.antialias,
         "classes": ", ".join(metadata.classes.names),
         "mask stride": metadata.mask_stride,
     }

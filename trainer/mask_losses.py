@@ -70,7 +70,7 @@ def _matched(masks: Tensor | MaskFactors, matches: Sequence[tuple[Tensor, Tensor
     if isinstance(masks, Tensor):
         parts = [mask[query] for mask, query in zip(masks, queries, strict=True)]
     else:
-        # Channels last, as normalisation leaves them: a transposition of all cells is slow on a CPU.
+        # Channels last, as normalisation leaves them: transposing all cells is slow on a CPU.
         cells = masks.spatial.permute(0, 2, 3, 1).flatten(1, 2)
         rows = zip(cells, masks.query, masks.bias, queries, strict=True)
         flat = [factors[query] @ cell.T + bias[query] for cell, factors, bias, query in rows]

@@ -1,0 +1,85 @@
+"""From an FP32 artifact to INT8: calibrated, searched for what it costs, and measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from exporters.activations import activations
+from exporters.calibration import CalibrationSet
+from exporters.linears import Linear, linears
+from exporters.migration import migrated
+from exporters.observers import ChannelMean, Kind, Observer, observer
+from exporters.onnx_cleanup import cleaned
+from exporters.quantize import Scheme, observed, quantized
+from rfdetr_edge.metadata import InputSpec
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibrated:
+    """A graph that is ready to be quantised: any choice of its layers, without another run.
+
+    ranges: of the tensors around the layers; means: of their input channels, by the tensor's name.
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[Linear, ...]
+    ranges: Mapping[str, tuple[float, float]]
+    means: Mapping[str, Float32]
+    scheme: Scheme
+
+    def quantized(self, chosen: Sequence[Linear]) -> onnx.ModelProto:
+        """The graph with these layers in INT8."""
+        return quantized(self.model, chosen, self.ranges, self.means, self.scheme)
+
+
+def calibrated(
+    model: onnx.ModelProto,
+    images: CalibrationSet,
+    spec: InputSpec,
+    scheme: Scheme,
+    kind: Kind = "minmax",
+) -> Calibrated:
+    """Cleans the graph, evens out its channels, and observes it on the images.
+
+    Raises ArtifactError for a graph that cannot be run or gives NaN, InputError for the images.
+    """
+    clean = cleaned(model)
+    layers = tuple(linears(clean))
+    sizes: dict[str, Float32] = {}
+    for values in activations(clean, _data(layers), images.tensors(spec)):
+        for layer in layers:
+            largest = np.abs(_by_channel(values[layer.data], layer)).max(axis=0)
+            sizes[layer.data] = np.maximum(sizes.get(layer.data, largest), largest)
+    even = migrated(clean, layers, sizes)
+    names = observed(layers, scheme)
+    observers: dict[str, Observer] = {name: observer(kind, name) for name in names}
+    means = {layer.data: ChannelMean(layer.data) for layer in layers}
+    by_data = {layer.data: layer for layer in layers}
+    for values in activations(even, names, images.tensors(spec)):
+        for name, seen in observers.items():
+            seen.observe(values[name])
+        for name, mean in means.items():
+            mean.observe(_by_channel(values[name], by_data[name]))
+    return Calibrated(
+        even,
+        layers,
+        {name: seen.range(scheme.symmetric) for name, seen in observers.items()},
+        {name: mean.mean().astype(np.float32) for name, mean in means.items()},
+        scheme,
+    )
+
+
+def _data(layers: Sequence[Linear]) -> list[str]:
+    return list(dict.fromkeys(layer.data for layer in layers))
+
+
+def _by_channel(values: Float32, layer: Linear) -> Float32:
+    """(places, channels) of what a layer reads."""
+    if layer.kind == "Conv":
+        values = np.moveaxis(values, 1, -1)
+    return values.reshape(-1, values.shape[-1])

@@ -1,0 +1,119 @@
+"""From an FP32 artifact to FP16 and INT8, handed out only when the gate lets the result pass."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from exporters.calibration import CalibrationSet
+from exporters.fp16 import overflow_nodes, to_fp16
+from exporters.int8 import calibrated
+from exporters.lossy import MAX_DROP, Judgement, judge
+from exporters.observers import Kind
+from exporters.onnx_cleanup import cleaned
+from exporters.onnx_graph import replace_metadata
+from exporters.quantize import Scheme
+from exporters.report import write_report
+from exporters.sensitivity import Row, search
+from exporters.trials import Trial, trial
+from rfdetr_edge.backends import Session, open_session
+from rfdetr_edge.detector import Detector
+from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.files import replacing
+from rfdetr_edge.metadata import Calibration, ModelMetadata
+
+
+def export_fp16(
+    source: Path, output: Path, images: CalibrationSet, *, max_drop: float | None = None
+) -> Judgement:
+    """Writes an FP32 artifact in half precision, its inputs and outputs in float32.
+
+    images: the gate's; what overflows on them stays in float32. max_drop: as `lossy.judge` has it.
+    Beside it goes the report (exporters.report): `<output>.report.html` and `.report.json`.
+    Raises InputError for a source that is no FP32 artifact of ours, ArtifactError when the gate
+    refuses: the artifact is then kept as `<output>.rejected`, and `output` is not touched.
+    """
+    with _opened(source) as (session, metadata):
+        against = trial(session, images)
+    graph = cleaned(onnx.load(source))
+    islands = overflow_nodes(graph, images.tensors(metadata.input))
+    half = to_fp16(graph, islands=islands).model
+    said = replace(metadata, precision="fp16")
+    return _hand_out(half, said, source, output, against, max_drop)
+
+
+def export_int8(
+    source: Path,
+    output: Path,
+    calibration: CalibrationSet,
+    images: CalibrationSet,
+    *,
+    scheme: Scheme,
+    observer: Kind = "minmax",
+    max_drop: float | None = None,
+) -> Judgement:
+    """Writes an FP32 artifact in calibrated INT8.
+
+    calibration: half of it sets the ranges, on the other half is searched for layers that must stay
+    in float. images: the gate's, others than these. The rest, and errors: as `export_fp16`.
+    """
+    ranging, searching = calibration.split()
+    with _opened(source) as (session, metadata):
+        against, explored = trial(session, images), trial(session, searching)
+    ready = calibrated(onnx.load(source), ranging, metadata.input, scheme, observer)
+    allowed = MAX_DROP["int8"] if max_drop is None else max_drop
+    found = search(ready.layers, ready.quantized, explored, allowed)
+    origin = replace(
+        metadata.provenance, calibration=Calibration(len(calibration), calibration.digest)
+    )
+    said = replace(metadata, precision="int8", provenance=origin)
+    return _hand_out(found.model, said, source, output, against, max_drop, found.rows)
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[tuple[Session, ModelMetadata]]:
+    """An FP32 artifact of ours and what it says of itself."""
+    session = open_session(source, provider="cpu")
+    try:
+        if session.metadata_json is None:
+            raise InputError(
+                f"{source} does not say what it is; export the checkpoint with rfdetr-edge first"
+            )
+        metadata = Detector.from_session(session).metadata
+        if metadata.precision != "fp32":
+            raise InputError(
+                f"{source} is {metadata.precision} already; give the FP32 artifact it was made from"
+            )
+        yield session, metadata
+    finally:
+        session.close()
+
+
+def _hand_out(
+    model: onnx.ModelProto,
+    metadata: ModelMetadata,
+    source: Path,
+    output: Path,
+    against: Trial,
+    max_drop: float | None,
+    rows: Sequence[Row] = (),
+) -> Judgement:
+    """Writes the artifact if the gate lets it pass, and the report in any case."""
+    with replacing(output) as temporary:
+        onnx.save(model, temporary)
+        skipped = replace(metadata.provenance, verification="skipped")
+        replace_metadata(temporary, replace(metadata, provenance=skipped))
+        judgement = judge(metadata, temporary, against, max_drop)
+        target = output.resolve()
+        if not judgement.passed:
+            target = target.with_name(target.name + ".rejected")
+        write_report(target, source, temporary, metadata, against, judgement, rows)
+        if not judgement.passed:
+            temporary.replace(target)
+            raise ArtifactError(f"the artifact is refused and kept as {target}: {judgement}")
+        # only now, so that no file that was not compared says so
+        passed = replace(metadata.provenance, verification="passed")
+        replace_metadata(temporary, replace(metadata, provenance=passed))
+    return judgement
