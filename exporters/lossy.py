@@ -14,6 +14,7 @@ import onnx
 
 from exporters.diagnosis import diagnosis
 from exporters.inspection import inspected
+from exporters.overflow import overflows
 from exporters.scales import misfit
 from exporters.trials import Outcome, Trial
 from exporters.verify import contradictions
@@ -26,8 +27,8 @@ MAX_DROP: Mapping[Precision, float] = {"fp16": 0.1, "int8": 0.5}
 """Points of AP that an artifact may lose where the user does not say."""
 # Most of the weights of INT8 must meet rounded activations; elsewhere it would be FP32 in disguise.
 _LEAST_INTEGER = 0.5
-# Images on which the scales are tried: they either fit or they do not.
-_SCALE_IMAGES = 8
+# Images on which inner values are looked at: scales either fit or they do not.
+_HIDDEN_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +77,14 @@ def judge(
         try:
             outcome = trial.run(session, resamples=resamples)
         except BackendError as error:  # NaN and infinity
-            return Judgement(None, (str(error),))
+            hidden = [] if graph is None else _hidden_faults(graph, found, trial)
+            return Judgement(None, (str(error), *hidden))
         causes = []
         if not outcome.within(allowed):
             causes = diagnosis(trial, session)
             failures = [_verdict(outcome, allowed), *causes]
         if graph is not None and not causes:
-            tensors = islice(trial.images.tensors(found.input), _SCALE_IMAGES)
-            if fault := misfit(graph, tensors):
-                failures.append(fault)
+            failures += _hidden_faults(graph, found, trial)
         return Judgement(outcome, tuple(failures))
     finally:
         session.close()
@@ -101,6 +101,20 @@ def _graph_faults(model: onnx.ModelProto, metadata: ModelMetadata) -> list[str]:
             "activations: the others are computed in float"
         )
     return faults
+
+
+def _hidden_faults(model: onnx.ModelProto, metadata: ModelMetadata, trial: Trial) -> list[str]:
+    """What need not show in the detections of these images, on this machine."""
+    tensors = islice(trial.images.tensors(metadata.input), _HIDDEN_IMAGES)
+    if metadata.precision == "int8":
+        fault = misfit(model, tensors)
+        return [fault] if fault else []
+    if nodes := overflows(model, tensors):
+        return [
+            f"half precision overflows in {len(nodes)} nodes, first in {nodes[0]}: a GPU would "
+            "give NaN; leave them in float32"
+        ]
+    return []
 
 
 def _verdict(outcome: Outcome, max_drop: float) -> str:

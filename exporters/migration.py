@@ -82,7 +82,9 @@ def migrated(
     result.CopyFrom(model)
     constants = {tensor.name: tensor for tensor in result.graph.initializer}
     by_name = {layer.name: layer for layer in layers}
-    for group in groups(model, layers):
+    # Layers before normalisations, later ones first: to divide what a layer gives is to change the
+    # weights that the group which it reads is measured by.
+    for group in reversed(groups(model, layers)):
         active, passive = np.zeros(group.channels), np.zeros(group.channels)
         for name, labels in group.readers.items():
             layer, ours = by_name[name], labels >= 0

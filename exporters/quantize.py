@@ -95,12 +95,12 @@ def rounded(
 ) -> tuple[NDArray[np.int8], Float32]:
     """Weights as whole numbers of at most `limit`, and the step (out,) that each is worth.
 
-    least: (out,), or one for all; no step is smaller. A channel of nothing but zeros has step 1.
+    least: (out,), or one for all; no step is smaller. Where that leaves none, it is 1.
     """
     others = tuple(axis for axis in range(weights.ndim) if axis != out_axis)
     step = np.abs(weights).max(axis=others) / np.float32(limit)
-    step[step < _SMALLEST] = 1.0
     step = np.maximum(step, least).astype(np.float32)
+    step[step < _SMALLEST] = 1.0
     return np.rint(weights / np.expand_dims(step, others)).astype(np.int8), step
 
 

@@ -115,7 +115,7 @@ def fit(
         with _plain_errors():
             trainer.test(module, data.test_dataloader(), verbose=False)
     trained = Checkpoint(
-        model=network.cpu().eval(),
+        model=network.cpu().to(memory_format=torch.contiguous_format).eval(),
         classes=dataset.classes,
         schema=dataset.schema,
         resolution=model.resolution,

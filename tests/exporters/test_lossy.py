@@ -99,6 +99,11 @@ def _outputs_swapped(graph: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def _channel_grown(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """One channel beyond 65504 before the layer that reads it."""
+    return _changed(graph, name, lambda w: (w + w * np.eye(1, len(w))[0] * 1e6).astype(np.float32))
+
+
 _PATCHES = "model.encoder.patches.weight"
 _SABOTAGE: dict[str, tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto], str]] = {
     "colours": (
@@ -114,8 +119,8 @@ _SABOTAGE: dict[str, tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto], st
     ),
     "overflow": (
         "fp16",
-        lambda graph: _changed(graph, "model.encoder.blocks.0.norm1.weight", lambda w: w * 1e5),
-        "NaN or infinity",
+        lambda graph: _channel_grown(graph, "model.encoder.blocks.0.norm2.weight"),
+        "half precision overflows",
     ),
 }
 

@@ -36,10 +36,10 @@ def _names(model: Graph) -> list[str]:
 
 
 def test_raw_outputs_stay():
-    for image in photos(embedded()):
-        wanted, found = run(embedded(), image[None]), run(tiny(), image[None])
-        for name, values in wanted.items():
-            np.testing.assert_allclose(found[name], values, atol=1e-5)
+    image = photos(embedded())[:1]
+    found = run(tiny(), image)
+    for name, values in run(embedded(), image).items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5)
 
 
 def test_an_open_batch_finds_the_same_in_any_number_of_images(tmp_path: Path):
@@ -136,7 +136,7 @@ def test_layers_of_any_rank_are_fused_where_a_size_is_open(form: str):
     }
     used = {name: array for name, array in constants.items() if re.search(rf"\b{name}\b", nodes)}
     sizes = {"rank 2": "R,3", "rank 4": "1,N,T,3"}.get(form, "N,T,3")
-    model = parsed(OPEN.format(sizes=sizes), nodes, **used)
+    model = onnx.shape_inference.infer_shapes(parsed(OPEN.format(sizes=sizes), nodes, **used))
     found = cleaned(model)
     assert len([node for node in found.graph.node if node.op_type == "Gemm"]) == count
     for batch in (1, 3):
