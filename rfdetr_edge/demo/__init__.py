@@ -9,8 +9,8 @@ from pathlib import Path
 from rfdetr_edge.errors import ArtifactError
 from rfdetr_edge.variants import Task
 
-EMBEDDED: Mapping[Task, str] = {"detection": "tiny"}
-"""The artifact of a task, by its name without suffix. `tiny` finds blood cells."""
+EMBEDDED: Mapping[Task, str] = {"detection": "tiny", "segmentation": "seg-tiny"}
+"""The artifact of a task, by its name without suffix: blood cells; metal parts with their masks."""
 
 _FOLDER = Path(__file__).parent
 

@@ -11,12 +11,14 @@ from rfdetr_edge.variants import VARIANTS
 
 TESTS = Path(__file__).parents[1]
 CELLS = {"RBC": 1, "WBC": 2, "Platelets": 3}
+PARTS = {"wrench": 1, "bolt": 2, "washer": 3, "bracket": 4}
 
 
 @pytest.mark.parametrize(
     ("task", "document", "kind", "least"),
     [
         ("detection", "photos.coco.json", "bbox", 0.8),
+        ("segmentation", "parts.coco.json", "segm", 0.8),
     ],
 )
 def test_it_finds_what_is_on_the_embedded_photos(task, document, kind, least):
@@ -29,7 +31,7 @@ def test_it_finds_what_is_on_the_embedded_photos(task, document, kind, least):
     assert result.ap50 > least
 
 
-@pytest.mark.parametrize(("task", "classes"), [("detection", CELLS)])
+@pytest.mark.parametrize(("task", "classes"), [("detection", CELLS), ("segmentation", PARTS)])
 def test_its_metadata_is_complete(task, classes):
     with Detector(demo.model_path(task)) as detector:
         metadata = detector.metadata
