@@ -92,10 +92,6 @@ class CalibrationSet:
             digest.update(np.ascontiguousarray(image).data.cast("B"))
         return digest.hexdigest()
 
-    def to_dict(self) -> dict[str, Any]:
-        """What an artifact says of its calibration: `{"images": 64, "sha256": "..."}`."""
-        return {"images": len(self), "sha256": self.digest}
-
     def split(self, share: float = 0.5) -> tuple["CalibrationSet", "CalibrationSet"]:
         """Two sets without a common image: one to set ranges by, one to measure their effect on.
 

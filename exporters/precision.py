@@ -1,6 +1,6 @@
 """From an FP32 artifact to FP16 and INT8, handed out only when the gate lets the result pass."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,9 +39,17 @@ def export_fp16(
         against = trial(session, images)
     graph = cleaned(onnx.load(source))
     islands = overflow_nodes(graph, images.tensors(metadata.input))
-    half = to_fp16(graph, islands=islands).model
+    half = to_fp16(graph, islands=islands)
     said = replace(metadata, precision="fp16")
-    return _hand_out(half, said, source, output, against, max_drop)
+    counts = {
+        "half_nodes": half.half_nodes,
+        "island_nodes": half.island_nodes,
+        "overflowing_nodes": len(islands),
+        "casts": half.casts,
+        "subnormal_weights": half.subnormal_weights,
+        "zeroed_weights": half.zeroed_weights,
+    }
+    return _hand_out(half.model, said, source, output, against, max_drop, counts=counts)
 
 
 def export_int8(
@@ -69,7 +77,7 @@ def export_int8(
         metadata.provenance, calibration=Calibration(len(calibration), calibration.digest)
     )
     said = replace(metadata, precision="int8", provenance=origin)
-    return _hand_out(found.model, said, source, output, against, max_drop, found.rows)
+    return _hand_out(found.model, said, source, output, against, max_drop, rows=found.rows)
 
 
 @contextmanager
@@ -98,6 +106,8 @@ def _hand_out(
     output: Path,
     against: Trial,
     max_drop: float | None,
+    *,
+    counts: Mapping[str, int] | None = None,
     rows: Sequence[Row] = (),
 ) -> Judgement:
     """Writes the artifact if the gate lets it pass, and the report in any case."""
@@ -109,7 +119,7 @@ def _hand_out(
         target = output.resolve()
         if not judgement.passed:
             target = target.with_name(target.name + ".rejected")
-        write_report(target, source, temporary, metadata, against, judgement, rows)
+        write_report(target, source, temporary, metadata, against, judgement, counts or {}, rows)
         if not judgement.passed:
             temporary.replace(target)
             raise ArtifactError(f"the artifact is refused and kept as {target}: {judgement}")

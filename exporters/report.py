@@ -42,14 +42,16 @@ def write_report(
     metadata: ModelMetadata,
     trial: Trial,
     judgement: Judgement,
+    counts: Mapping[str, int],
     rows: Sequence[Row],
 ) -> None:
     """Writes `<stem>.report.json` and `<stem>.report.html`.
 
     source, artifact: the FP32 file and what was made of it. metadata: of the artifact. trial,
-    judgement, rows: how it was judged, and of INT8 what each layer costs.
+    judgement: how it was judged. counts: of FP16, what was done to the graph. rows: of INT8, what
+    each layer costs.
     """
-    facts = _facts(source, artifact, metadata, judgement, rows)
+    facts = _facts(source, artifact, metadata, judgement, counts, rows)
     pictures = _pictures(trial, judgement)
     for suffix, text in (
         (".report.json", json.dumps(facts, indent=1, allow_nan=False)),
@@ -64,6 +66,7 @@ def _facts(
     artifact: Path,
     metadata: ModelMetadata,
     judgement: Judgement,
+    counts: Mapping[str, int],
     rows: Sequence[Row],
 ) -> dict[str, Any]:
     seen = inspected(onnx.load(artifact))
@@ -77,6 +80,7 @@ def _facts(
         "weights": dict(seen.weights),
         "integer_inputs": seen.integer_inputs,
         "latency_ratio": latency_ratio(source, artifact, metadata),
+        "counts": dict(counts),
         "calibration": None,
         "agreement": None,
         "drops": {},
@@ -184,6 +188,7 @@ def _summary(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("latency", f"{facts['latency_ratio']:.2f} of FP32 (one thread, this machine)"),
         ("weights", ", ".join(f"{n:,} in {kind}" for kind, n in facts["weights"].items())),
     ]
+    rows += [(name.replace("_", " "), f"{count:,}") for name, count in facts["counts"].items()]
     for kind, drop in facts["drops"].items():
         interval = ""
         if drop["low"] is not None:

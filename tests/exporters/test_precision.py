@@ -45,6 +45,8 @@ def test_fp16_of_an_artifact_passes_the_gate_and_says_so(
     assert "http" not in page
     report = json.loads((tmp_path / "tiny-fp16.onnx.report.json").read_text())
     assert report["passed"]
+    assert report["counts"]["half_nodes"] > report["counts"]["island_nodes"] > 0
+    assert report["counts"]["subnormal_weights"] > report["counts"]["zeroed_weights"]
     assert report["drops"]["bbox"]["low"] <= report["drops"]["bbox"]["points"]
     assert "points (95 % interval" in capsys.readouterr().out
     verify = ["verify", str(model_path()), str(output), "--images", str(annotated)]
