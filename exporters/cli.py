@@ -109,12 +109,15 @@ def _export(arguments: argparse.Namespace) -> int:
             raise InputError(
                 f"{arguments.source} is an artifact already; --precision fp16 or int8 lowers it"
             )
-        for name in ("calibration", "validation", "max_drop"):
-            if vars(arguments)[name] is not None:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} is for --precision fp16 and int8")
-        seen = _export_checkpoint(arguments, arguments.output)
-    elif is_artifact:
+        _refuse(arguments, "calibration", "validation", "max_drop", why="--precision fp16 and int8")
+        print(f"{arguments.output}: {_export_checkpoint(arguments, arguments.output)}")
+        return 0
+    # before the export of a checkpoint, which takes its time
+    if arguments.no_verify:
+        raise InputError("fp16 and int8 are never handed out unseen; leave --no-verify out")
+    if arguments.precision == "int8" and arguments.calibration is None:
+        raise InputError("int8 needs images that fix its scales: give them with --calibration")
+    if is_artifact:
         seen = _lower(arguments, arguments.source)
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -150,8 +153,6 @@ def _lower(arguments: argparse.Namespace, source: Path) -> str:
     from exporters.precision import export_fp16, export_int8
     from exporters.quantize import SCHEMES
 
-    if arguments.no_verify:
-        raise InputError("fp16 and int8 are never handed out unseen; leave --no-verify out")
     given = arguments.validation or arguments.images or photo_paths(_task(source))
     images = calibration_set(given, limit=_ALL)
     if arguments.validation is not None and images.annotations is None:
@@ -164,8 +165,6 @@ def _lower(arguments: argparse.Namespace, source: Path) -> str:
     drop = arguments.max_drop
     if arguments.precision == "fp16":
         return str(export_fp16(source, arguments.output, images, max_drop=drop))
-    if arguments.calibration is None:
-        raise InputError("int8 needs images that fix its scales: give them with --calibration")
     calibration = calibration_set(arguments.calibration, limit=arguments.max_images)
     judgement = export_int8(
         source,
@@ -224,8 +223,12 @@ def _verify(arguments: argparse.Namespace) -> int:
         variant = metadata.variant if metadata.variant in VARIANTS else None
         checkpoint = load_checkpoint(arguments.reference, variant=variant)
         reference = TorchSession(checkpoint, metadata)
+    judged: Comparison | Judgement
     exact = metadata.precision == "fp32"
-    judged = _equal(arguments, reference, candidate) if exact else _close(arguments, reference)
+    if exact:
+        judged = _equal(arguments, reference, candidate, metadata.task)
+    else:
+        judged = _close(arguments, reference)
     if not judged.passed:
         raise ArtifactError(f"{arguments.model} differs from {arguments.reference}: {judged}")
     print(f"{arguments.model} {'equals' if exact else 'keeps to'} {arguments.reference}: {judged}")
@@ -233,20 +236,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _equal(
-    arguments: argparse.Namespace, reference: "Session", candidate: "Session"
+    arguments: argparse.Namespace, reference: "Session", candidate: "Session", task: Task
 ) -> "Comparison":
     """FP32 against its reference."""
     from exporters.verify import compare, gate_images
-    from rfdetr_edge.detector import Detector
 
-    for name in ("annotations", "max_drop"):
-        if vars(arguments)[name] is not None:
-            option = name.replace("_", "-")
-            raise InputError(
-                f"--{option} is for fp16 and int8: an fp32 artifact must equal its reference, "
-                "whatever there is to find"
-            )
-    task = Detector.from_session(candidate).metadata.task
+    why = "fp16 and int8: an fp32 artifact must equal its reference, whatever there is to find"
+    _refuse(arguments, "annotations", "max_drop", why=why)
     return compare(reference, candidate, gate_images(arguments.images, task))
 
 
@@ -266,6 +262,13 @@ def _close(arguments: argparse.Namespace, reference: "Session") -> "Judgement":
     else:
         images = annotated_set(arguments.annotations, arguments.images)
     return judge(metadata, arguments.model, trial(reference, images), arguments.max_drop)
+
+
+def _refuse(arguments: argparse.Namespace, *names: str, why: str) -> None:
+    """Options that are for something else."""
+    for name in names:
+        if vars(arguments)[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for {why}")
 
 
 @contextmanager

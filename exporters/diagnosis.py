@@ -18,13 +18,11 @@ from rfdetr_edge.backends.fake import FakeSession
 _EXPLAINED = 0.5
 
 
-def diagnosis(trial: Trial, candidate: Session) -> list[str]:
+def diagnosis(trial: Trial, candidate: Session, disagreement: float) -> list[str]:
     """What is wrong with a candidate that disagrees with the reference, one line each.
 
-    Empty when nothing known fits.
+    disagreement: what its trial saw. Empty when nothing known fits.
     """
-    found = detections(candidate, trial.images.pixels())
-    before = agreement(zip(trial.reference, found, strict=True)).disagreement
     tries = {
         "it takes its colours in the order BGR: swap the channels of its first layer, or export "
         "it again": detections(candidate, (image[..., ::-1] for image in trial.images.pixels())),
@@ -35,7 +33,8 @@ def diagnosis(trial: Trial, candidate: Session) -> list[str]:
     return [
         text
         for text, undone in tries.items()
-        if agreement(zip(trial.reference, undone, strict=True)).disagreement < before * _EXPLAINED
+        if agreement(zip(trial.reference, undone, strict=True)).disagreement
+        < disagreement * _EXPLAINED
     ]
 
 

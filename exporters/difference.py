@@ -1,6 +1,7 @@
 """How far two detections are apart that ought to be the same one, and how far they may be."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -90,18 +91,21 @@ def difference(one: Detections, other: Detections) -> Difference:
 
 def largest(differences: Sequence[Difference]) -> Difference | None:
     """Part by part, of differences of one task; None of none."""
-    if not differences:
-        return None
-    parts = zip(*differences, strict=True)
-    return Difference._make(None if None in part else max(part) for part in parts)
+    return _by_part(max, differences)
 
 
 def average(differences: Sequence[Difference]) -> Difference | None:
     """Part by part, the mean of differences of one task; None of none."""
+    return _by_part(fmean, differences)
+
+
+def _by_part(
+    reduce: Callable[[Sequence[float]], float], differences: Sequence[Difference]
+) -> Difference | None:
     if not differences:
         return None
     parts = zip(*differences, strict=True)
-    return Difference._make(None if None in part else sum(part) / len(part) for part in parts)
+    return Difference._make(None if None in part else reduce(part) for part in parts)
 
 
 def _masks_apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -81,7 +81,7 @@ def judge(
             return Judgement(None, (str(error), *hidden))
         causes = []
         if not outcome.within(allowed):
-            causes = diagnosis(trial, session)
+            causes = diagnosis(trial, session, outcome.agreement.disagreement)
             failures = [_verdict(outcome, allowed), *causes]
         if graph is not None and not causes:
             failures += _hidden_faults(graph, found, trial)
