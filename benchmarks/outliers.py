@@ -48,6 +48,7 @@ def injected(
                 scale(layers[f"{root}/{reader}"].weight, 1 / factors, 0)
         value, factors = layers[f"{root}/attention/value"], draw(dim)
         scale(value.weight, factors, 1)
+        assert value.bias is not None
         scale(value.bias, factors, 0)
         scale(layers[f"{root}/attention/output"].weight, 1 / factors, 0)
         block += 1

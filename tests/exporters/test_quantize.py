@@ -23,7 +23,7 @@ from int8_graphs import (
     run,
     tiny,
 )
-from outliers import injected
+from benchmarks.outliers import injected
 
 from exporters import int8
 from exporters.activations import activations
