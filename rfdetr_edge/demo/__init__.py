@@ -9,15 +9,20 @@ from pathlib import Path
 from rfdetr_edge.errors import ArtifactError
 from rfdetr_edge.variants import Task
 
-EMBEDDED: Mapping[Task, str] = {"detection": "tiny", "segmentation": "seg-tiny"}
-"""The artifact of a task, by its name without suffix: blood cells; metal parts with their masks."""
+EMBEDDED: Mapping[Task, str] = {
+    "detection": "tiny",
+    "segmentation": "seg-tiny",
+    "keypoint": "keypoint-tiny",
+}
+"""The artifact of a task, by its name without suffix: blood cells; metal parts, with their masks or
+their keypoints."""
 
 _FOLDER = Path(__file__).parent
 
 
 def model_path(task: Task = "detection") -> Path:
     """The embedded artifact of a task. Raises ArtifactError where the installation lacks it."""
-    path = _FOLDER / f"{EMBEDDED.get(task, task)}.onnx"
+    path = _FOLDER / f"{EMBEDDED[task]}.onnx"
     if not path.is_file():
         raise ArtifactError(
             f"there is no embedded artifact {path.name} in {_FOLDER}: install rfdetr-edge again, "

@@ -19,6 +19,7 @@ PARTS = {"wrench": 1, "bolt": 2, "washer": 3, "bracket": 4}
     [
         ("detection", "photos.coco.json", "bbox", 0.8),
         ("segmentation", "parts.coco.json", "segm", 0.8),
+        ("keypoint", "parts.coco.json", "keypoints", 0.5),
     ],
 )
 def test_it_finds_what_is_on_the_embedded_photos(task, document, kind, least):
@@ -31,7 +32,9 @@ def test_it_finds_what_is_on_the_embedded_photos(task, document, kind, least):
     assert result.ap50 > least
 
 
-@pytest.mark.parametrize(("task", "classes"), [("detection", CELLS), ("segmentation", PARTS)])
+@pytest.mark.parametrize(
+    ("task", "classes"), [("detection", CELLS), ("segmentation", PARTS), ("keypoint", PARTS)]
+)
 def test_its_metadata_is_complete(task, classes):
     with Detector(demo.model_path(task)) as detector:
         metadata = detector.metadata
