@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ from benchmarks.outliers import injected
 from benchmarks.stages import environment
 from exporters.calibration import CalibrationSet, annotated_set, calibration_set
 from exporters.onnx_graph import replace_metadata
-from exporters.precision import export_fp16, export_int8
+from exporters.precision import export_fp16, export_int8, export_uncalibrated
 from exporters.quantize import SCHEMES
 from exporters.trials import Outcome, trial
 from rfdetr_edge.annotations import read_annotations
@@ -33,6 +34,7 @@ from rfdetr_edge.backends import open_session
 from rfdetr_edge.datasets.coco import ANNOTATIONS
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import ArtifactError
+from rfdetr_edge.metadata import Uncalibrated
 
 RESAMPLES = 1000  # as the gate's
 SPLITS = ("valid", "test")
@@ -83,9 +85,17 @@ def _int8(source: Path, output: Path, photos: Photos) -> Outcome | None:
     return export_int8(source, output, photos.calibration, photos.unseen, scheme=scheme).outcome
 
 
+def _uncalibrated(
+    source: Path, output: Path, photos: Photos, *, precision: Uncalibrated
+) -> Outcome | None:
+    """Judged on half of the unseen photos, since its layers are chosen on the other half."""
+    return export_uncalibrated(source, output, photos.unseen, precision=precision).outcome
+
+
 WAYS: Mapping[str, Callable[[Path, Path, Photos], Outcome | None]] = {
     "fp16": _fp16,
     "int8": _int8,
+    **{name: partial(_uncalibrated, precision=name) for name in get_args(Uncalibrated)},
     "int8, onnxruntime's defaults": plain_int8,
 }
 

@@ -2,7 +2,7 @@
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, get_args
 from rfdetr_edge.commands import Command
 from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.errors import ArtifactError, InputError
-from rfdetr_edge.metadata import Precision
+from rfdetr_edge.metadata import Precision, Uncalibrated
 from rfdetr_edge.variants import VARIANTS, Task
 
 if TYPE_CHECKING:
+    from exporters.calibration import CalibrationSet
     from exporters.lossy import Judgement
     from exporters.verify import Comparison
     from rfdetr_edge.backends import Session
 
 _ALL = 1_000_000  # images of a gate: more than a folder holds
-_MAX_DROP = "AP that may be lost, in points of 100 (default: 0.1 for fp16, 0.5 for int8)"
+_MAX_DROP = "AP that may be lost, in points of 100 (default: 0.1 for fp16, 0.5 for all of int8)"
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,10 +67,17 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation",
         type=Path,
         metavar="DIR",
-        help="annotated images (COCO) on which AP may drop by --max-drop (fp16 and int8)",
+        help="annotated images (COCO) on which AP may drop by --max-drop (lower precision); "
+        "int8-dynamic and int8-weight-only choose their layers on half of them",
     )
     lower = parser.add_argument_group("lower precision")
-    lower.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    lower.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="fp16; int8 with scales from --calibration; int8-dynamic, which finds scales as it "
+        "runs; int8-weight-only, a small file that computes in float (default fp32)",
+    )
     lower.add_argument(
         "--max-drop",
         type=float,
@@ -80,8 +88,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         type=Path,
         metavar="DIR",
-        help="images that fix the scales of int8: a folder, COCO annotations (.json) or .npy; "
-        "others than those of --validation and --images",
+        help="images that fix the scales of --precision int8: a folder, COCO annotations (.json) "
+        "or .npy; others than those of --validation and --images",
     )
     lower.add_argument(
         "--max-images", type=int, default=100, help="calibration images used (default 100)"
@@ -106,17 +114,21 @@ def _export(arguments: argparse.Namespace) -> int:
     is_artifact = arguments.source.suffix.lower() == ".onnx"
     if arguments.precision == "fp32":
         if is_artifact:
-            raise InputError(
-                f"{arguments.source} is an artifact already; --precision fp16 or int8 lowers it"
-            )
-        _refuse(arguments, "calibration", "validation", "max_drop", why="--precision fp16 and int8")
+            raise InputError(f"{arguments.source} is an artifact already; --precision lowers it")
+        _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
         print(f"{arguments.output}: {_export_checkpoint(arguments, arguments.output)}")
         return 0
     # before the export of a checkpoint, which takes its time
     if arguments.no_verify:
-        raise InputError("fp16 and int8 are never handed out unseen; leave --no-verify out")
-    if arguments.precision == "int8" and arguments.calibration is None:
+        raise InputError("lower precision is never handed out unseen; leave --no-verify out")
+    if arguments.precision != "int8":
+        _refuse(arguments, "calibration", why="--precision int8, whose scales need images")
+    elif arguments.calibration is None:
         raise InputError("int8 needs images that fix its scales: give them with --calibration")
+    if arguments.target == "tensorrt" and arguments.precision in get_args(Uncalibrated):
+        raise InputError(
+            f"TensorRT cannot run {arguments.precision}; give it --precision int8 --calibration DIR"
+        )
     if is_artifact:
         seen = _lower(arguments, arguments.source)
     else:
@@ -150,8 +162,6 @@ def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
 
 def _lower(arguments: argparse.Namespace, source: Path) -> str:
     from exporters.calibration import calibration_set
-    from exporters.precision import export_fp16, export_int8
-    from exporters.quantize import SCHEMES
 
     given = arguments.validation or arguments.images or photo_paths(_task(source))
     images = calibration_set(given, limit=_ALL)
@@ -162,20 +172,57 @@ def _lower(arguments: argparse.Namespace, source: Path) -> str:
         )
     if arguments.max_drop is not None and images.annotations is None:
         raise InputError("--max-drop needs annotated images: give them with --validation")
-    drop = arguments.max_drop
-    if arguments.precision == "fp16":
-        return str(export_fp16(source, arguments.output, images, max_drop=drop))
-    calibration = calibration_set(arguments.calibration, limit=arguments.max_images)
-    judgement = export_int8(
+    return str(_LOWERING[arguments.precision](arguments, source, images))
+
+
+def _lower_fp16(
+    arguments: argparse.Namespace, source: Path, images: "CalibrationSet"
+) -> "Judgement":
+    from exporters.precision import export_fp16
+
+    return export_fp16(source, arguments.output, images, max_drop=arguments.max_drop)
+
+
+def _lower_int8(
+    arguments: argparse.Namespace, source: Path, images: "CalibrationSet"
+) -> "Judgement":
+    from exporters.calibration import calibration_set
+    from exporters.precision import export_int8
+    from exporters.quantize import SCHEMES
+
+    return export_int8(
         source,
         arguments.output,
-        calibration,
+        calibration_set(arguments.calibration, limit=arguments.max_images),
         images,
         scheme=SCHEMES[arguments.target],
         observer=arguments.observer,
-        max_drop=drop,
+        max_drop=arguments.max_drop,
     )
-    return str(judgement)
+
+
+def _lower_uncalibrated(
+    arguments: argparse.Namespace, source: Path, images: "CalibrationSet"
+) -> "Judgement":
+    from exporters.precision import export_uncalibrated
+
+    return export_uncalibrated(
+        source,
+        arguments.output,
+        images,
+        precision=arguments.precision,
+        max_drop=arguments.max_drop,
+    )
+
+
+_LOWERING: Mapping[
+    Precision, Callable[[argparse.Namespace, Path, "CalibrationSet"], "Judgement"]
+] = {
+    "fp16": _lower_fp16,
+    "int8": _lower_int8,
+    "int8-dynamic": _lower_uncalibrated,
+    "int8-weight-only": _lower_uncalibrated,
+}
 
 
 def _task(artifact: Path) -> Task:
@@ -201,7 +248,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations",
         type=Path,
         metavar="JSON",
-        help="COCO annotations of the images, to measure AP (fp16 and int8)",
+        help="COCO annotations of the images, to measure AP (lower precision)",
     )
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help=_MAX_DROP)
 
@@ -241,13 +288,13 @@ def _equal(
     """FP32 against its reference."""
     from exporters.verify import compare, gate_images
 
-    why = "fp16 and int8: an fp32 artifact must equal its reference, whatever there is to find"
+    why = "lower precision: an fp32 artifact must equal its reference, whatever there is to find"
     _refuse(arguments, "annotations", "max_drop", why=why)
     return compare(reference, candidate, gate_images(arguments.images, task))
 
 
 def _close(arguments: argparse.Namespace, reference: "Session") -> "Judgement":
-    """FP16 and INT8 against their reference."""
+    """Lower precision against its reference."""
     from exporters.calibration import annotated_set, calibration_set
     from exporters.lossy import judge
     from exporters.trials import trial

@@ -10,13 +10,20 @@ from onnx import TensorProto, numpy_helper
 
 from rfdetr_edge.metadata import Precision
 
-_KINDS: Mapping[int, Precision] = {
-    TensorProto.FLOAT: "fp32",
-    TensorProto.FLOAT16: "fp16",
-    TensorProto.INT8: "int8",
-    TensorProto.UINT8: "int8",
+_FLOATS: Mapping[int, Precision] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
+_INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
+# Of 8-bit weights, by the node that rounds the activations they meet; without one these are float.
+_ROUNDED_BY: Mapping[str, Precision] = {
+    "QuantizeLinear": "int8",
+    "DynamicQuantizeLinear": "int8-dynamic",
 }
-_PRODUCTS = ("Gemm", "MatMul", "Conv")
+# Precisions whose weights are stored alike.
+_STORED_ALIKE: tuple[tuple[Precision, ...], ...] = (
+    ("fp32",),
+    ("fp16",),
+    ("int8", "int8-dynamic", "int8-weight-only"),
+)
+_PRODUCTS = ("Gemm", "MatMul", "Conv", "MatMulInteger", "ConvInteger")
 # What stands between a stored weight and the product that uses it.
 _CARRIERS = ("DequantizeLinear", "Cast", "Transpose", "Reshape", "Identity")
 
@@ -25,21 +32,23 @@ _CARRIERS = ("DequantizeLinear", "Cast", "Transpose", "Reshape", "Identity")
 class Inspection:
     """What the matrix products and convolutions of a file work with.
 
-    weights: how many numbers of their weights are stored in each precision.
-    integer_inputs: share of the INT8 weights whose activations are rounded too; where they are not,
-        the arithmetic is float and INT8 saves only space.
+    weights: how many numbers of their weights work in each precision: how they are stored and, of 8
+        bits, what they are multiplied by.
     faults: what no trained network has, one line each: weights of a layer that are all zero, NaN
         or infinite.
     """
 
     weights: Mapping[Precision, int]
-    integer_inputs: float
     faults: tuple[str, ...]
 
     @property
     def precision(self) -> Precision:
-        """That of most weights."""
-        return max(self.weights, key=lambda kind: self.weights[kind], default="fp32")
+        """That of most of the weights that are stored as most are."""
+
+        def count(kind: Precision) -> int:
+            return self.weights.get(kind, 0)
+
+        return max(max(_STORED_ALIKE, key=lambda kinds: sum(map(count, kinds))), key=count)
 
 
 def inspected(model: onnx.ModelProto) -> Inspection:
@@ -50,23 +59,26 @@ def inspected(model: onnx.ModelProto) -> Inspection:
             constants[node.output[0]] = node.attribute[0].t
     makers = {name: node for node in model.graph.node for name in node.output}
     weights: Counter[Precision] = Counter()
-    rounded = 0
     faults = []
     for node in model.graph.node:
         if node.op_type not in _PRODUCTS:
             continue
         tensor = _stored(node.input[1], makers, constants)
-        if tensor is None or tensor.data_type not in _KINDS:
+        if tensor is None or tensor.data_type not in (*_FLOATS, *_INTEGERS):
             continue
-        kind, count = _KINDS[tensor.data_type], int(np.prod(tensor.dims))
-        weights[kind] += count
-        if kind == "int8":
-            maker = makers.get(node.input[0])
-            rounded += count * (maker is not None and maker.op_type == "DequantizeLinear")
+        kind = _FLOATS.get(tensor.data_type) or _met(node.input[0], makers)
+        weights[kind] += int(np.prod(tensor.dims))
         if fault := _fault(tensor):
             faults.append(f"the weights of {node.name or node.op_type} are {fault}")
-    share = rounded / weights["int8"] if weights["int8"] else 0.0
-    return Inspection(dict(weights), share, tuple(faults))
+    return Inspection(dict(weights), tuple(faults))
+
+
+def _met(data: str, makers: Mapping[str, onnx.NodeProto]) -> Precision:
+    """What weights of 8 bits are multiplied by."""
+    maker = makers.get(data)
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        maker = makers.get(maker.input[0])
+    return _ROUNDED_BY.get("" if maker is None else maker.op_type, "int8-weight-only")
 
 
 def _stored(

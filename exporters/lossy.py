@@ -23,10 +23,19 @@ from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import BackendError
 from rfdetr_edge.metadata import ModelMetadata, Precision
 
-MAX_DROP: Mapping[Precision, float] = {"fp16": 0.1, "int8": 0.5}
+MAX_DROP: Mapping[Precision, float] = {
+    "fp16": 0.1,
+    "int8": 0.5,
+    "int8-dynamic": 0.5,
+    "int8-weight-only": 0.5,
+}
 """Points of AP that an artifact may lose where the user does not say."""
-# Most of the weights of INT8 must meet rounded activations; elsewhere it would be FP32 in disguise.
-_LEAST_INTEGER = 0.5
+# What tells weights of 8 bits apart; where activations stay float, so does the arithmetic.
+_MEETING: Mapping[Precision, str] = {
+    "int8": ": stored in 8 bits, their activations rounded by stored scales",
+    "int8-dynamic": ": stored in 8 bits, their activations rounded by scales that each run finds",
+    "int8-weight-only": ": stored in 8 bits, their activations in float",
+}
 # Images on which inner values are looked at: scales either fit or they do not.
 _HIDDEN_IMAGES = 4
 
@@ -94,11 +103,9 @@ def _graph_faults(model: onnx.ModelProto, metadata: ModelMetadata) -> list[str]:
     seen = inspected(model)
     faults = list(seen.faults)
     if seen.precision != metadata.precision:
-        faults.append(f"it says {metadata.precision}, but most of its weights are {seen.precision}")
-    elif metadata.precision == "int8" and seen.integer_inputs < _LEAST_INTEGER:
         faults.append(
-            f"it says int8, but only {seen.integer_inputs:.0%} of its weights meet rounded "
-            "activations: the others are computed in float"
+            f"it says {metadata.precision}, but most of its weights are {seen.precision}"
+            + _MEETING.get(seen.precision, "")
         )
     return faults
 

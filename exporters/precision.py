@@ -1,28 +1,38 @@
 """From an FP32 artifact to FP16 and INT8, handed out only when the gate lets the result pass."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
 
 from exporters.calibration import CalibrationSet
-from exporters.fp16 import overflow_nodes, to_fp16
+from exporters.dynamic import dynamic
+from exporters.fp16 import to_fp16
 from exporters.int8 import calibrated
+from exporters.linears import Linear, linears
 from exporters.lossy import MAX_DROP, Judgement, judge
 from exporters.observers import Kind
 from exporters.onnx_cleanup import cleaned
 from exporters.onnx_graph import replace_metadata
+from exporters.overflow import overflow_nodes
 from exporters.quantize import Scheme
 from exporters.report import write_report
 from exporters.sensitivity import Row, search
 from exporters.trials import Trial, trial
+from exporters.weight_only import weight_only
 from rfdetr_edge.backends import Session, open_session
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.files import replacing
-from rfdetr_edge.metadata import Calibration, ModelMetadata
+from rfdetr_edge.metadata import Calibration, ModelMetadata, Uncalibrated
+
+_WRITERS: Mapping[Uncalibrated, Callable[[onnx.ModelProto, Sequence[Linear]], onnx.ModelProto]] = {
+    "int8-dynamic": dynamic,
+    "int8-weight-only": weight_only,
+}
 
 
 def export_fp16(
@@ -77,6 +87,29 @@ def export_int8(
         metadata.provenance, calibration=Calibration(len(calibration), calibration.digest)
     )
     said = replace(metadata, precision="int8", provenance=origin)
+    return _hand_out(found.model, said, source, output, against, max_drop, rows=found.rows)
+
+
+def export_uncalibrated(
+    source: Path,
+    output: Path,
+    images: CalibrationSet,
+    *,
+    precision: Uncalibrated,
+    max_drop: float | None = None,
+) -> Judgement:
+    """Writes an FP32 artifact in INT8 whose scales need no images.
+
+    images: half of them are the gate's, on the other half is searched for layers that must stay in
+    float. The rest, and errors: as `export_fp16`, and InputError for fewer than two images.
+    """
+    judging, searching = images.split()
+    with _opened(source) as (session, metadata):
+        against, explored = trial(session, judging), trial(session, searching)
+    graph = cleaned(onnx.load(source))
+    allowed = MAX_DROP[precision] if max_drop is None else max_drop
+    found = search(linears(graph), partial(_WRITERS[precision], graph), explored, allowed)
+    said = replace(metadata, precision=precision)
     return _hand_out(found.model, said, source, output, against, max_drop, rows=found.rows)
 
 

@@ -78,7 +78,6 @@ def _facts(
         "failures": list(judgement.failures),
         "bytes": {"fp32": sizes[0], metadata.precision: sizes[1], "ratio": sizes[1] / sizes[0]},
         "weights": dict(seen.weights),
-        "integer_inputs": seen.integer_inputs,
         "latency_ratio": latency_ratio(source, artifact, metadata),
         "counts": dict(counts),
         "calibration": None,

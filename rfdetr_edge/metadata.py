@@ -12,7 +12,7 @@ The exporters write it, the runtime reads it and never guesses from shapes. In O
      "provenance": {"checkpoint_sha256": "...", "tool": "rfdetr-edge 0.1.0",
                     "verification": "passed", "notes": null}}
 
-The provenance of INT8 adds the images that its scales come from:
+The provenance of `int8` adds the images that its scales come from:
 
      "calibration": {"images": 64, "sha256": "..."}
 
@@ -41,7 +41,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE = "bilinear-half-pixel"
 
-Precision = Literal["fp32", "fp16", "int8"]
+Uncalibrated = Literal["int8-dynamic", "int8-weight-only"]
+"""INT8 that needs no images to fix scales."""
+Precision = Literal["fp32", "fp16", "int8", Uncalibrated]
+"""What the matrix products and convolutions of an artifact work with.
+
+int8 rounds activations by scales that images fixed, int8-dynamic by what each run finds,
+int8-weight-only not at all.
+"""
 Verification = Literal["passed", "skipped"]
 
 
@@ -63,7 +70,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The images that fixed the scales of an INT8 artifact: how many, and what they were.
+    """The images that fixed the scales of an `int8` artifact: how many, and what they were.
 
     sha256: of their pixels in order, as exporters.calibration makes it.
     """
@@ -76,7 +83,7 @@ class Calibration:
 class Provenance:
     """Where an artifact comes from and whether its export was compared with its reference.
 
-    notes: any JSON value, as given by the user. calibration: of INT8, None otherwise.
+    notes: any JSON value, as given by the user. calibration: of `int8`, None otherwise.
     """
 
     checkpoint_sha256: str

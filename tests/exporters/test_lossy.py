@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 from onnx import numpy_helper
 
 from exporters.calibration import calibration_set
+from exporters.dynamic import dynamic
 from exporters.fp16 import to_fp16
 from exporters.int8 import calibrated
+from exporters.linears import linears
 from exporters.lossy import judge
 from exporters.onnx_cleanup import cleaned
 from exporters.onnx_graph import replace_metadata
 from exporters.quantize import SCHEMES
 from exporters.trials import Trial, trial
+from exporters.weight_only import weight_only
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.detector import Detector
@@ -64,7 +68,17 @@ def fp16(source: Source) -> onnx.ModelProto:
     return to_fp16(source.graph).model
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.fixture(scope="module", name="int8-dynamic")
+def int8_dynamic(source: Source) -> onnx.ModelProto:
+    return dynamic(source.graph, linears(source.graph))
+
+
+@pytest.fixture(scope="module", name="int8-weight-only")
+def int8_weight_only(source: Source) -> onnx.ModelProto:
+    return weight_only(source.graph, linears(source.graph))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-dynamic", "int8-weight-only"])
 def test_an_honest_artifact_passes(
     source: Source, precision: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -157,8 +171,25 @@ def test_scales_from_noise_are_refused(source: Source, tmp_path: Path) -> None:
     assert any("its scales do not fit these images" in failure for failure in failures), failures
 
 
-@pytest.mark.parametrize("says", ["fp16", "int8"])
+@pytest.mark.parametrize("says", ["fp16", "int8", "int8-dynamic", "int8-weight-only"])
 def test_float32_in_disguise_is_refused(source: Source, says: str, tmp_path: Path) -> None:
     path = source.artifact(source.graph, tmp_path / "m.onnx", says)
     failures = judge(source.metadata, path, source.trial, _NO_LIMIT).failures
     assert failures == (f"it says {says}, but most of its weights are fp32",)
+
+
+_MET = {
+    "int8": "their activations rounded by stored scales",
+    "int8-dynamic": "their activations rounded by scales that each run finds",
+    "int8-weight-only": "their activations in float",
+}
+
+
+@pytest.mark.parametrize(("says", "holds"), list(permutations(_MET, 2)))
+def test_weights_of_8_bits_must_meet_what_the_artifact_says(
+    source: Source, says: str, holds: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    path = source.artifact(request.getfixturevalue(holds), tmp_path / "m.onnx", says)
+    failures = judge(source.metadata, path, source.trial, _NO_LIMIT).failures
+    stored = f"most of its weights are {holds}: stored in 8 bits, {_MET[holds]}"
+    assert failures == (f"it says {says}, but {stored}",)

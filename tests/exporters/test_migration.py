@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from int8_graphs import constants_of, embedded, normal, open_tiny, parsed, photos, run, tiny
-from benchmarks.outliers import injected
 
+from benchmarks.outliers import injected
 from exporters.activations import activations
 from exporters.linears import linears
 from exporters.migration import groups, migrated

@@ -8,6 +8,8 @@ import onnx
 import pytest
 
 from exporters.inspection import inspected
+from exporters.linears import linears
+from exporters.onnx_cleanup import cleaned
 from rfdetr_edge.cli import main
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.metadata import METADATA_KEY, ModelMetadata, parse_metadata
@@ -64,8 +66,7 @@ def test_int8_of_an_artifact_passes_the_gate_and_names_its_calibration(
     assert (said.precision, said.provenance.verification) == ("int8", "passed")
     assert said.provenance.calibration is not None
     assert said.provenance.calibration.images == min(4, len(photo_paths()))
-    seen = inspected(onnx.load(output))
-    assert (seen.precision, seen.integer_inputs) == ("int8", 1.0)
+    assert set(inspected(onnx.load(output)).weights) == {"int8", "fp32"}
     assert output.stat().st_size < 0.33 * model_path().stat().st_size
     report = json.loads((tmp_path / "tiny-int8.onnx.report.json").read_text())
     assert report["calibration"] == asdict(said.provenance.calibration)
@@ -74,6 +75,53 @@ def test_int8_of_an_artifact_passes_the_gate_and_names_its_calibration(
     assert len(blocks) > 10
     assert all(0 < cost < 0.5 for cost in blocks.values())
     assert "/model/encoder/blocks.3" in (tmp_path / "tiny-int8.onnx.report.html").read_text()
+
+
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int8-weight-only"])
+def test_int8_without_calibration_passes_the_gate_and_says_so(
+    precision: str, annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "m.onnx"
+    command = ["export", str(model_path()), "-o", str(output), "--precision", precision]
+    assert main([*command, "--validation", str(annotated), "--max-drop", "2"]) == 0
+    said = _said(output)
+    assert (said.precision, said.provenance.verification) == (precision, "passed")
+    assert said.provenance.calibration is None
+    seen = inspected(onnx.load(output))
+    assert seen.precision == precision
+    assert seen.weights[precision] > 0.8 * sum(seen.weights.values())
+    assert output.stat().st_size < 0.30 * model_path().stat().st_size
+    report = json.loads((tmp_path / "m.onnx.report.json").read_text())
+    assert report["passed"]
+    assert report["bytes"]["ratio"] < 0.30
+    assert report["weights"] == seen.weights
+    # the third photo is the search's, which looked at every layer
+    assert len(photo_paths()) == 3
+    assert report["agreement"]["images"] == 2
+    assert {row["layer"] for row in report["layers"]} == {
+        layer.name for layer in linears(cleaned(onnx.load(model_path())))
+    }
+    page = (tmp_path / "m.onnx.report.html").read_text()
+    assert f"{seen.weights[precision]:,} in {precision}" in page
+    capsys.readouterr()
+    assert main(["info", str(output)]) == 0
+    assert f"tiny, detection, {precision}\n" in capsys.readouterr().out
+    verify = ["verify", str(model_path()), str(output), "--images", str(annotated)]
+    assert main([*verify, "--annotations", str(_ANNOTATIONS), "--max-drop", "2"]) == 0
+    assert "keeps to" in capsys.readouterr().out
+
+
+def test_int8_without_calibration_needs_an_image_to_search_on_and_one_to_judge_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "one.jpg").symlink_to(photo_paths()[0])
+    output = tmp_path / "m.onnx"
+    command = ["export", str(model_path()), "-o", str(output), "--precision", "int8-dynamic"]
+    assert main([*command, "--images", str(images)]) == 2
+    assert "give at least 2 images" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_an_artifact_that_loses_too_much_is_kept_as_rejected(
@@ -96,6 +144,25 @@ def test_an_artifact_that_loses_too_much_is_kept_as_rejected(
         ([], "is an artifact already"),
         (["--precision", "int8"], "needs images that fix its scales"),
         (["--precision", "fp16", "--max-drop", "1"], "needs annotated images"),
+        (["--precision", "int8-dynamic", "--max-drop", "1"], "needs annotated images"),
+        (["--precision", "fp16", "--calibration", "d"], "--calibration is for --precision int8,"),
+        (
+            ["--precision", "int8-dynamic", "--calibration", "d"],
+            "--calibration is for --precision int8, whose scales need images",
+        ),
+        (
+            ["--precision", "int8-weight-only", "--calibration", "d"],
+            "--calibration is for --precision int8, whose scales need images",
+        ),
+        (
+            ["--precision", "int8-dynamic", "--target", "tensorrt"],
+            "TensorRT cannot run int8-dynamic; give it --precision int8",
+        ),
+        (
+            ["--precision", "int8-weight-only", "--target", "tensorrt"],
+            "TensorRT cannot run int8-weight-only; give it --precision int8",
+        ),
+        (["--precision", "int8-dynamic", "--no-verify"], "never handed out unseen"),
         (["--precision", "fp16", "--no-verify"], "never handed out unseen"),
         (["--max-drop", "1"], "is an artifact already"),
     ],

@@ -3,35 +3,33 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from int8_graphs import (
     constants_of,
     embedded,
     input_spec,
     normal,
     open_tiny,
+    optimised,
     parsed,
     photos,
     run,
     tiny,
 )
-from benchmarks.outliers import injected
 
+from benchmarks.outliers import injected
 from exporters import int8
 from exporters.activations import activations
 from exporters.agreement import agreement
 from exporters.calibration import calibration_set
 from exporters.int8 import Calibrated, calibrated
 from exporters.linears import Linear, linears
-from exporters.quantize import SCHEMES, observed, quantized, rounded
+from exporters.quantize import SCHEMES, observed, quantized
 from exporters.trials import detections
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.demo import model_path, photo_paths
@@ -40,9 +38,6 @@ from rfdetr_edge.detections import Detections
 CPU, TENSORRT = SCHEMES["cpu"], SCHEMES["tensorrt"]
 BOTH = pytest.mark.parametrize("scheme", ["cpu", "tensorrt"])
 _INT16 = 2**15 - 1
-
-floats = st.floats(-100, 100, width=32)
-matrices = arrays(np.float32, st.tuples(*[st.integers(1, 6)] * 2), elements=floats)
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +51,6 @@ def ready() -> Mapping[str, Calibrated]:
 def whole(ready: Mapping[str, Calibrated]) -> Mapping[str, onnx.ModelProto]:
     """The same with every layer in INT8."""
     return {name: one.quantized(one.layers) for name, one in ready.items()}
-
-
-@given(
-    matrices, st.sampled_from([1.0, 1e-38, 1e-43]), st.integers(0, 1), st.sampled_from([63, 127])
-)
-def test_weights_are_rounded_to_the_nearest_of_few_numbers(weights, size, axis, limit):
-    weights = weights * np.float32(size)
-    numbers, step = rounded(weights, axis, limit)
-    assert numbers.dtype == np.int8
-    assert step.dtype == np.float32
-    assert step.shape == (weights.shape[axis],)
-    assert np.abs(numbers.astype(int)).max() <= limit
-    for channel, ints, unit in zip(
-        np.moveaxis(weights, axis, 0), np.moveaxis(numbers, axis, 0), step, strict=True
-    ):
-        lost = np.abs(channel.astype(np.float64) - ints * float(unit))
-        assert lost.max() <= unit / 2 * 1.001
-        # all the numbers there are, for each channel by itself
-        assert np.abs(ints).max() == limit or unit == 1.0
-
-
-@given(matrices, st.floats(1e-3, 10))
-def test_no_step_is_smaller_than_asked(weights, least):
-    numbers, step = rounded(weights, 1, 63, least)
-    np.testing.assert_allclose(step, np.maximum(np.abs(weights).max(axis=0) / 63, least), rtol=1e-6)
-    assert (np.abs(weights - numbers * step) <= step / 2 * 1.001).all()
 
 
 def test_no_two_products_on_a_cpu_leave_16_bits():
@@ -269,28 +238,18 @@ def test_layers_that_are_not_chosen_stay_as_they_are(ready, scheme):
     assert found.metadata_props == one.model.metadata_props
 
 
-def _optimised(model: onnx.ModelProto, path: Path) -> Counter[str]:
-    """What ONNX Runtime runs, by the kind of node."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(path)
-    ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-
-def test_onnx_runtime_computes_every_layer_in_integers(whole, tmp_path):
-    kinds = _optimised(whole["cpu"], tmp_path / "optimised.onnx")
+def test_onnx_runtime_computes_every_layer_in_integers(whole):
+    kinds = optimised(whole["cpu"])
     assert (kinds["QGemm"], kinds["QLinearConv"]) == (64, 9)
     assert (kinds["Gemm"], kinds["Conv"]) == (0, 0)
     assert kinds["DequantizeLinear"] == kinds["QLinearConv"]
 
 
-def test_so_it_does_where_the_batch_is_open(tmp_path):
+def test_so_it_does_where_the_batch_is_open():
     noise = np.random.default_rng(0).integers(0, 256, (1, 160, 160, 3), np.uint8)
     opened = calibrated(open_tiny(), calibration_set(noise), input_spec(open_tiny()), CPU)
     model = opened.quantized(opened.layers)
-    kinds = _optimised(model, tmp_path / "optimised.onnx")
+    kinds = optimised(model)
     assert (kinds["QGemm"], kinds["QLinearConv"]) == (65, 9)
     assert (kinds["Gemm"], kinds["Conv"], kinds["MatMul"]) == (0, 0, 16)
     assert run(model, normal(3, 3, 160, 160))["labels"].shape == (3, 60, 4)

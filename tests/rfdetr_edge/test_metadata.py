@@ -1,16 +1,24 @@
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from graphs import CELLS, SCHEMA, metadata
 
 from rfdetr_edge import MetadataError
-from rfdetr_edge.metadata import parse_metadata
+from rfdetr_edge.metadata import Precision, parse_metadata
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation", "keypoint"])
 def test_every_task_comes_back_as_written(task):
     document = metadata(task=task)
+    assert parse_metadata(document.to_json()) == document
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_every_precision_comes_back_as_written(precision):
+    assert get_args(Precision)[:3] == ("fp32", "fp16", "int8")
+    document = replace(metadata(), precision=precision)
     assert parse_metadata(document.to_json()) == document
 
 
