@@ -1,45 +1,125 @@
-"""`rfdetr-edge benchmark` and `rfdetr-edge synth`."""
+"""`rfdetr-edge benchmark`, `rfdetr-edge synth` and `rfdetr-edge tune`."""
 
 import argparse
-import json
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from rfdetr_edge import demo
 from rfdetr_edge.commands import Command
+from rfdetr_edge.errors import BackendUnavailable, InputError
+from rfdetr_edge.images import image_files
 from rfdetr_edge.progress import Progress
+
+if TYPE_CHECKING:
+    from benchmarks.result import Accuracy, Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--runs and --json."""
+    """What is compared, on what, and where the report goes."""
+    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="artifacts")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="photos to time with (default: the embedded ones)",
+    )
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="DIR",
+        help="also AP, on photos with _annotations.coco.json beside them",
+    )
     parser.add_argument(
         "--runs",
-        type=_positive,
+        type=positive,
         default=1000,
         metavar="N",
-        help="measured runs of each stage (default 1000; p99 needs as many)",
+        help="measured images of each model (default 1000; p99 needs as many)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of one run")
+    parser.add_argument(
+        "--camera", type=_rate, metavar="FPS", help="also as behind a camera of FPS frames a second"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="everything, with every sample taken"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="a page that needs nothing else")
+    parser.add_argument(
+        "--png",
+        type=Path,
+        metavar="FILE",
+        help="a picture of AP against latency; needs --dataset and matplotlib",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures and prints."""
-    from benchmarks.stages import measure_on_one_thread
+    """Measures, prints, and writes the files."""
+    from benchmarks.contender import artifact_contenders
+    from benchmarks.measure import Plan, measure
+    from benchmarks.outputs import writable
+    from benchmarks.table import text
 
-    report = measure_on_one_thread(arguments.runs)
-    print(json.dumps(report) if arguments.json else table(report))
+    models = arguments.models
+    contenders = artifact_contenders(models, arguments.threads, alone=len(models) == 1)
+    plan = Plan(photos(arguments.images), arguments.runs, arguments.camera)
+    outputs = _outputs(arguments)
+    with writable([path for path, _ in outputs], keep=models) as files:
+        found = _accuracies(arguments)
+        with Progress("rounds", plan.warm_up + plan.runs) as progress:
+            report = measure(contenders, plan, advance=progress.advance)
+        if found:
+            report = report.with_accuracies(arguments.dataset, found)
+        for file, (_, render) in zip(files, outputs, strict=True):
+            file.write_bytes(render(report))
+    print(text(report))
     return 0
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as text: the environment, then one line a stage; "-" where too few runs."""
-    environment = [f"{name}: {value}" for name, value in report["environment"].items()]
-    header = f"{'stage':<44} {'warm-up':>8} {'n':>6} {'median ms':>10} {'p90 ms':>8} {'p99 ms':>8}"
-    rows = [
-        f"{row['stage']:<44} {row['warm_up']:>8} {row['n']:>6} {row['median_ms']:>10.3f} "
-        f"{row['p90_ms']:>8.3f} {_milliseconds(row['p99_ms']):>8}"
-        for row in report["stages"]
-    ]
-    return "\n".join([*environment, "", header, *rows])
+def photos(folder: Path | None) -> list[Path]:
+    """Of a folder, or the embedded ones. Raises InputError for a folder that has none."""
+    if folder is None:
+        return demo.photo_paths()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return image_files(folder)
+
+
+def _outputs(arguments: argparse.Namespace) -> list[tuple[Path, Callable[["Report"], bytes]]]:
+    """Each file that was asked for, and what makes its bytes."""
+    from benchmarks.page import page
+
+    found: list[tuple[Path, Callable[[Report], bytes]]] = []
+    if arguments.json is not None:
+        found.append((arguments.json, lambda report: report.to_json().encode()))
+    if arguments.html is not None:
+        found.append((arguments.html, lambda report: page(report).encode()))
+    if arguments.png is not None:
+        if arguments.dataset is None:
+            raise InputError("--png shows AP against latency; give --dataset too")
+        if find_spec("matplotlib") is None:
+            raise BackendUnavailable("--png needs matplotlib: pip install matplotlib")
+        from benchmarks.plot import plot
+
+        found.append((arguments.png, plot))
+    return found
+
+
+def _accuracies(arguments: argparse.Namespace) -> list["Accuracy"]:
+    if arguments.dataset is None:
+        return []
+    from benchmarks.accuracy import accuracies, annotated_images  # needs the eval extra
+
+    images = annotated_images(arguments.dataset)
+    with Progress("images", images * len(arguments.models)) as progress:
+        return accuracies(
+            arguments.models,
+            arguments.dataset,
+            threads=arguments.threads,
+            advance=progress.advance,
+        )
 
 
 def _synth_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,20 +159,55 @@ def _synth(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _tune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="artifact (.onnx)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="photos that every setting must give the same results on (default: the embedded ones)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=positive,
+        default=60,
+        metavar="N",
+        help="measured runs of each of two settings that are compared (default 60, at least 30)",
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="use N threads at most (default: all cores)"
+    )
 
 
-def _positive(text: str) -> int:
+def _tune(arguments: argparse.Namespace) -> int:
+    from benchmarks.tune import tune
+    from rfdetr_edge.tuning import tuning_path
+
+    if not arguments.model.exists():
+        raise InputError(f"{arguments.model}: no such file or folder")
+    print(tune(arguments.model, arguments.images, arguments.runs, arguments.threads))
+    print(f"written: {tuning_path(arguments.model)}")
+    return 0
+
+
+def positive(text: str) -> int:
+    """For argparse: a number from 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
 
 
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
 benchmark = Command(
     name="benchmark",
-    help="measure the latency of the stages around the model",
+    help="time artifacts side by side, from an image file to detections",
     add_arguments=add_arguments,
     run=run,
 )
@@ -101,4 +216,10 @@ synth = Command(
     help="write a data set of metal parts on a conveyor belt",
     add_arguments=_synth_arguments,
     run=_synth,
+)
+tune = Command(
+    name="tune",
+    help="find the settings of ONNX Runtime that run an artifact fastest on this machine's CPU",
+    add_arguments=_tune_arguments,
+    run=_tune,
 )

@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr_edge.backends import Session, open_session
+from rfdetr_edge.backends import Session, fitting_tuning, open_session
 from rfdetr_edge.binding import bind
 from rfdetr_edge.classes import Layout
 from rfdetr_edge.detections import Detections
@@ -30,7 +30,8 @@ class Detector:
     backend: a name of `rfdetr_edge.backends.BACKENDS`; None chooses by the file's suffix.
     provider: what executes it, e.g. "cpu" or "cuda". None takes the best of the installed build.
         It never falls back: when the provider does not start, that is a BackendError.
-    threads: CPU threads of one run; None leaves it to the backend.
+    threads: CPU threads of one run. None takes what `rfdetr-edge tune` found for this artifact on
+        this machine's CPU, with all it found beside; without that it is left to the backend.
     class_layout: what the class slots mean, for files without rfdetr-edge metadata, such as
         upstream's own: "coco" for published COCO checkpoints, "background-last" for fine-tuned
         ones, "background-first", "contiguous". Such a file gets the antialiased resize with which
@@ -51,7 +52,9 @@ class Detector:
         class_layout: Layout | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        self._bind(open_session(path, backend, provider, threads), class_layout, class_names)
+        tuning = fitting_tuning(path, backend, provider) if threads is None else None
+        session = open_session(path, backend, provider, threads, tuning)
+        self._bind(session, class_layout, class_names)
 
     @classmethod
     def from_session(

@@ -1,13 +1,14 @@
 """Executors of artifacts behind one small protocol. Knows nothing of images, classes or boxes.
 
-A new backend is one module with `open_session(path, *, provider, threads) -> Session`, one row in
-`BACKENDS`, one line in the contract suite's parameter list, and one extra.
+A new backend is one module with `open_session(path, *, provider, tuning) -> Session` and
+`fitting_tuning(path, *, provider) -> Tuning | None`, one row in `BACKENDS`, one line in the
+contract suite's parameter list, and one extra.
 """
 
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -16,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
-
-_MAX_THREADS = 1024  # more than any device has; with 100,000 ONNX Runtime does not return
+from rfdetr_edge.tuning import Tuning, tuning_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +87,47 @@ def open_session(
     backend: str | None = None,
     provider: str | None = None,
     threads: int | None = None,
+    tuning: Tuning | None = None,
 ) -> Session:
     """Loads an artifact.
 
     backend: a name of `BACKENDS`; None chooses by the file's suffix.
     provider: what shall execute it, e.g. "cpu" or "cuda"; None takes the backend's best.
-    threads: CPU threads of one run; None leaves it to the backend.
+    threads: CPU threads of one run; None leaves it to the tuning.
+    tuning: how the backend runs it; None for its defaults.
     Raises ArtifactError for a missing, broken or unknown kind of file, InputError for options that
     do not exist, BackendUnavailable without the backend's library or the provider asked for, and
     BackendError when the artifact cannot be executed there.
     """
     artifact = Path(path)
-    if threads is not None and not 1 <= threads <= _MAX_THREADS:
-        raise InputError(f"threads must be 1 to {_MAX_THREADS}, not {threads}")
+    settings = tuning or Tuning()
+    if threads is not None:
+        settings = replace(settings, threads=threads)
     row = _row(artifact, backend)
     if not artifact.is_file():
         problem = "is a folder" if artifact.is_dir() else "does not exist"
         raise ArtifactError(
             f"the artifact {artifact} {problem}; give the path of a {row.suffix} file"
         )
-    session: Session = _module(row).open_session(artifact, provider=provider, threads=threads)
+    session: Session = _module(row).open_session(artifact, provider=provider, tuning=settings)
     return session
+
+
+def fitting_tuning(
+    path: str | os.PathLike[str], backend: str | None = None, provider: str | None = None
+) -> Tuning | None:
+    """What `rfdetr-edge tune` wrote beside an artifact, for `open_session`.
+
+    None without such a file, where it does not fit this machine (one INFO line says why), and where
+    something else than the CPU would run the artifact. Raises MetadataError for a damaged one, and
+    what `open_session` raises for options.
+    """
+    artifact = Path(path)
+    if not tuning_path(artifact).is_file():
+        return None
+    module = _module(_row(artifact, backend))
+    tuning: Tuning | None = module.fitting_tuning(artifact, provider=provider)
+    return tuning
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:

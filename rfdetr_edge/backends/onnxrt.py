@@ -12,8 +12,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from rfdetr_edge.backends import TensorSpec, check_feeds
 from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from rfdetr_edge.metadata import METADATA_KEY
+from rfdetr_edge.tuning import Optimization, Tuning, fitting, mark_copy, mark_of
 
 _ERRORS_ONLY = 3
+_CPU = "CPUExecutionProvider"
 # in every pip build; runs calls to Azure alone, so that a detector named after it ran on the CPU
 _REMOTE = "AzureExecutionProvider"
 _BROKEN_FILE = (
@@ -32,6 +34,12 @@ _REFUSED = (
     RuntimeError,
     ValueError,
 )
+_LEVELS: Mapping[Optimization, Any] = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -72,7 +80,7 @@ class OnnxSession:
         self._session = None
 
 
-def open_session(path: Path, *, provider: str | None, threads: int | None) -> OnnxSession:
+def open_session(path: Path, *, provider: str | None, tuning: Tuning) -> OnnxSession:
     """Loads an ONNX file on exactly the provider named, or on CUDA if the build has it, else CPU.
 
     provider: ONNX Runtime's name with or without "ExecutionProvider", in any case.
@@ -80,18 +88,16 @@ def open_session(path: Path, *, provider: str | None, threads: int | None) -> On
     cannot run to the CPU; that the provider itself starts is checked.
     """
     chosen = _provider(provider)
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = ort.InferenceSession(str(path), options, providers=[chosen], enable_fallback=0)
-    except _BROKEN_FILE as error:
-        raise ArtifactError(f"{path} is no ONNX file that can be run: {error}") from error
-    except _REFUSED as error:
-        raise BackendError(
-            f"ONNX Runtime cannot run {path} on {_short(chosen)}: {error}"
-        ) from error
+    mark = mark_of(path)
+    if mark is not None:
+        raise ArtifactError(
+            f"{path} is {mark}, made by `rfdetr-edge tune`; open the artifact itself, and this is "
+            "used where it fits"
+        )
+    if tuning.optimized is None:
+        session = _load(path, _options(tuning, tuning.optimization), chosen)
+    else:  # rewritten already
+        session = _load(path.parent / tuning.optimized, _options(tuning, "none"), chosen)
     running = session.get_providers()[0]
     if running != chosen:
         raise BackendError(
@@ -102,12 +108,57 @@ def open_session(path: Path, *, provider: str | None, threads: int | None) -> On
     return OnnxSession(session, _short(running))
 
 
+def fitting_tuning(path: Path, *, provider: str | None) -> Tuning | None:
+    """What `rfdetr-edge tune` measured, which it does on the CPU; see `backends.fitting_tuning`."""
+    if _provider(provider) != _CPU:
+        return None
+    return fitting(path, ort.__version__)
+
+
+def save_optimized(path: Path, optimization: Optimization, target: Path) -> None:
+    """Writes the model as ONNX Runtime rewrites it for this machine's CPU, marked as such.
+
+    Raises BackendError when ONNX Runtime cannot load the one or write the other.
+    """
+    options = _options(Tuning(), optimization)
+    options.optimized_model_filepath = str(target)
+    try:
+        ort.InferenceSession(str(path), options, providers=[_CPU])
+    except (*_BROKEN_FILE, *_REFUSED) as error:  # the same kinds for a full disk
+        raise BackendError(
+            f"ONNX Runtime cannot save {path} as {target}: {error}; is there space left?"
+        ) from error
+    mark_copy(target, path, ort.__version__)
+
+
+def _options(tuning: Tuning, optimization: Optimization) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.graph_optimization_level = _LEVELS[optimization]
+    options.enable_cpu_mem_arena = tuning.arena
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(tuning.spinning)))
+    if tuning.threads is not None:
+        options.intra_op_num_threads = tuning.threads
+    return options
+
+
+def _load(path: Path, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+    except _BROKEN_FILE as error:
+        raise ArtifactError(f"{path} is no ONNX file that can be run: {error}") from error
+    except _REFUSED as error:
+        raise BackendError(
+            f"ONNX Runtime cannot run {path} on {_short(provider)}: {error}"
+        ) from error
+
+
 def _provider(name: str | None) -> str:
     """The full name of an available provider."""
     available: list[str] = [full for full in ort.get_available_providers() if full != _REMOTE]
     by_short = {_short(full): full for full in available}
     if name is None:
-        return by_short.get("cuda", "CPUExecutionProvider")
+        return by_short.get("cuda", _CPU)
     wanted = _short(name)
     if wanted in by_short:
         return by_short[wanted]

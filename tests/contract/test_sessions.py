@@ -7,6 +7,7 @@ from graphs import metadata, save_detector
 from rfdetr_edge import BackendError
 from rfdetr_edge.backends import TensorSpec, open_session
 from rfdetr_edge.backends.fake import FakeSession
+from rfdetr_edge.tuning import Tuning
 
 FLOAT = np.dtype(np.float32)
 
@@ -16,6 +17,15 @@ def onnxrt(folder):
     return open_session(
         save_detector(folder / "model.onnx", batch=None, metadata_json=metadata().to_json())
     )
+
+
+def onnxrt_tuned(folder):
+    pytest.importorskip("onnxruntime")
+    backend = pytest.importorskip("rfdetr_edge.backends.onnxrt")
+    artifact = save_detector(folder / "model.onnx", batch=None, metadata_json=metadata().to_json())
+    backend.save_optimized(artifact, "all", folder / "saved.onnx")
+    tuning = Tuning(threads=1, spinning=False, arena=False, optimized="saved.onnx")
+    return open_session(artifact, tuning=tuning)
 
 
 def fake(_):
@@ -37,7 +47,7 @@ def fake(_):
     )
 
 
-FACTORIES = [onnxrt, fake]
+FACTORIES = [onnxrt, onnxrt_tuned, fake]
 
 
 @pytest.fixture(params=FACTORIES, ids=lambda factory: factory.__name__)
@@ -89,6 +99,15 @@ def test_inputs_are_not_changed(session):
     feeds = {"input": images(1)}
     session.run(feeds)
     np.testing.assert_array_equal(feeds["input"], images(1))
+
+
+def test_outputs_are_the_callers_and_outlive_later_runs(session):
+    first = session.run({"input": images(1)})
+    kept = {name: array.copy() for name, array in first.items()}
+    session.run({"input": 1 - images(1)})
+    session.close()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, kept[name])
 
 
 def test_the_metadata_comes_back_as_written(session):
