@@ -1,10 +1,12 @@
-"""Latency of the stages around the model: pixels to tensor, raw outputs to Detections.
+"""Latency of the stages around the model alone: `python -m benchmarks.stages`.
 
-Measured in a fresh process limited to one thread, since NumPy's matrix library fixes its thread
-count when it is loaded. Runs are interleaved, so that a slow moment of the machine hits every
-stage alike. Inputs are seeded noise; no stage's time depends on what a picture shows.
+Pixels to tensor, and raw outputs to Detections, without artifact and photos. Measured in a fresh
+process limited to one thread, since NumPy's matrix library fixes its thread count when it is
+loaded. Runs are interleaved, so that a slow moment of the machine hits every stage alike. Inputs
+are seeded noise; no stage's time depends on what a picture shows.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -12,13 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.machine import ROOT, cpu_name
+from benchmarks.statistics import Summary, summary
+from benchmarks.table import aligned, digits
 from rfdetr_edge import __version__
 from rfdetr_edge.classes import coco_classes
 from rfdetr_edge.metadata import InputSpec
@@ -27,7 +31,7 @@ from rfdetr_edge.preprocess import preprocess
 from rfdetr_edge.progress import Progress
 
 WARM_UP = 20
-MIN_P99 = 1000  # below it the 99th percentile rests on fewer than ten samples
+_CHILD = "from benchmarks.stages import print_report; print_report()"
 _THREAD_LIMITS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -36,22 +40,11 @@ _THREAD_LIMITS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """What one stage took, in milliseconds. p99 is None under MIN_P99 runs."""
-
-    stage: str
-    warm_up: int
-    n: int
-    median_ms: float
-    p90_ms: float
-    p99_ms: float | None
-
-
 def measure_on_one_thread(runs: int) -> dict[str, Any]:
-    """The report `{"environment": {...}, "stages": [...]}` of a fresh process on one thread."""
+    """`{"environment": {...}, "warm_up": n, "stages": {name: {...}}}` of a fresh process."""
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.stages", str(runs)],
+        [sys.executable, "-c", _CHILD, str(runs)],
+        cwd=Path(__file__).parent.parent,
         env={**os.environ, **dict.fromkeys(_THREAD_LIMITS, "1")},
         stdout=subprocess.PIPE,
         text=True,
@@ -83,8 +76,8 @@ def stages() -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(candidates: Mapping[str, Callable[[], object]], runs: int) -> list[Latency]:
-    """Runs every stage WARM_UP + runs times, one after the other in turn."""
+def measure(candidates: Mapping[str, Callable[[], object]], runs: int) -> dict[str, Summary]:
+    """Milliseconds of every stage; WARM_UP + runs times, one after the other in turn."""
     samples = np.empty((WARM_UP + runs, len(candidates)))
     with Progress("benchmark", len(samples)) as progress:
         for row in samples:
@@ -93,15 +86,14 @@ def measure(candidates: Mapping[str, Callable[[], object]], runs: int) -> list[L
                 run()
                 row[column] = (time.perf_counter() - start) * 1000.0
             progress.advance()
-    return [
-        _summary(name, column) for name, column in zip(candidates, samples[WARM_UP:].T, strict=True)
-    ]
+    columns = zip(candidates, samples[WARM_UP:].T, strict=True)
+    return {name: summary(column) for name, column in columns}
 
 
 def environment() -> dict[str, str]:
     """What a figure means nothing without."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(ROOT) or platform.machine(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "rfdetr-edge": __version__,
@@ -110,22 +102,32 @@ def environment() -> dict[str, str]:
     }
 
 
-def _summary(stage: str, milliseconds: NDArray[np.float64]) -> Latency:
-    median, p90, p99 = (float(value) for value in np.percentile(milliseconds, (50, 90, 99)))
-    count = len(milliseconds)
-    return Latency(stage, WARM_UP, count, median, p90, p99 if count >= MIN_P99 else None)
+def print_report() -> None:
+    """Measures in this very process. argv: runs."""
+    found = measure(stages(), int(sys.argv[1]))
+    latencies = {name: asdict(latency) for name, latency in found.items()}
+    print(json.dumps({"environment": environment(), "warm_up": WARM_UP, "stages": latencies}))
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def table(report: Mapping[str, Any]) -> str:
+    """The report as text: the environment, then one line a stage; "-" where too few runs."""
+    rows = [f"{name}: {value}" for name, value in report["environment"].items()]
+    cells = [["stage", "n", "mean", "p50", "p90", "p95", "p99", "max"]]
+    for name, latency in report["stages"].items():
+        values = (latency[column] for column in cells[0][2:])
+        cells.append([name, str(latency["n"]), *map(digits, values)])
+    return "\n".join([*rows, "", aligned(cells)])
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stages")
+    parser.add_argument("--runs", type=int, default=1000, help="of each stage; p99 needs 1000")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
+    arguments = parser.parse_args()
+    report = measure_on_one_thread(arguments.runs)
+    print(json.dumps(report) if arguments.json else table(report))
 
 
 if __name__ == "__main__":
-    latencies = measure(stages(), int(sys.argv[1]))
-    document = {"environment": environment(), "stages": [asdict(row) for row in latencies]}
-    print(json.dumps(document))
+    main()

@@ -1,0 +1,94 @@
+"""Contenders take turns on the same images in the same order; a slow moment hits all alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+
+import numpy as np
+
+from benchmarks.contender import Running, Turn
+from benchmarks.meters import Moment, Rapl
+from benchmarks.statistics import Samples
+
+_INTERVAL = 1.0  # seconds between two looks at the machine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounds:
+    """What was measured.
+
+    turns: of each contender, one a round. joules: of each contender, all turns together; None where
+    the machine does not tell. moments: the machine about once a second, the first and the last
+    before and after all turns. spans: seconds of each round. cpu_seconds: taken by the benchmark
+    and all contenders.
+    """
+
+    turns: Sequence[Sequence[Turn]]
+    joules: Sequence[float] | None
+    moments: Sequence[Moment]
+    spans: Sequence[float]
+    cpu_seconds: float
+
+    def totals(self) -> Samples:
+        """(rounds, contenders) in milliseconds."""
+        return np.array([[turn.total_ms for turn in row] for row in self.turns]).T
+
+
+def take_turns(
+    running: Sequence[Running],
+    images: Sequence[Path],
+    runs: int,
+    *,
+    warm_up: int,
+    advance: Callable[[], None],
+) -> Rounds:
+    """Rounds in which every contender has one image; another one begins each round.
+
+    warm_up: rounds before those that count. advance: called after each round.
+    """
+    meter = Rapl()
+    for number in range(warm_up):
+        _round(running, images, number, meter)
+        advance()
+    rounds, spans = [], []
+    used = _cpu_seconds(running)
+    moments = [Moment.now()]
+    looked = perf_counter()
+    for number in range(warm_up, warm_up + runs):
+        begin = perf_counter()
+        rounds.append(_round(running, images, number, meter))
+        end = perf_counter()
+        spans.append(end - begin)
+        if end - looked > _INTERVAL:
+            moments.append(Moment.now())
+            looked = end
+        advance()
+    moments.append(Moment.now())
+    columns = list(zip(*rounds, strict=True))
+    return Rounds(
+        turns=[[turn for turn, _ in column] for column in columns],
+        joules=[sum(joules for _, joules in column) for column in columns] if meter else None,
+        moments=moments,
+        spans=spans,
+        cpu_seconds=_cpu_seconds(running) - used,
+    )
+
+
+def _round(
+    running: Sequence[Running], images: Sequence[Path], number: int, meter: Rapl
+) -> list[tuple[Turn, float]]:
+    """A turn and its joules of each contender."""
+    image = images[number % len(images)]
+    found: dict[int, tuple[Turn, float]] = {}
+    for place in range(len(running)):
+        index = (number + place) % len(running)
+        before = meter.joules()
+        turn = running[index].turn(image)
+        found[index] = turn, meter.joules() - before
+    return [found[index] for index in range(len(running))]
+
+
+def _cpu_seconds(running: Sequence[Running]) -> float:
+    """What all processes of the benchmark have taken so far."""
+    return process_time() + sum(float(one.ask("usage")["cpu"]) for one in running)
