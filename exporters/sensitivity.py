@@ -70,7 +70,7 @@ def search(layers: Sequence[Linear], build: Build, trial: Trial, max_drop: float
             if count > len(order) // 2:
                 raise ArtifactError(
                     f"with {len(returned)} of {len(order)} layers back in float, INT8 still loses "
-                    f"more than {max_drop:g} points ({seen}); give other calibration images, or "
+                    f"more than {max_drop:g} points ({seen}); give other images, or "
                     "allow more (--max-drop)"
                 )
             returned = set(order[:count])
