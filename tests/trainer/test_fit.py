@@ -371,7 +371,10 @@ def test_an_interrupted_run_exits_130_and_can_go_on(dataset, tmp_path):
     while process.poll() is None and not (tmp_path / "last.ckpt").is_file():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()  # or it would train on beside the other tests
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "optimizer_states" in _last(tmp_path)
