@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.stages import environment
-from benchmarks.train_step import ratio_interval
+from benchmarks.statistics import ratio_interval
 from rfdetr_edge._optional import opencv
 from rfdetr_edge.masks import Masks
 

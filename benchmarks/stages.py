@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cli import positive
 from benchmarks.machine import ROOT, cpu_name
 from benchmarks.statistics import Summary, summary
 from benchmarks.table import aligned, digits
@@ -122,7 +123,7 @@ def table(report: Mapping[str, Any]) -> str:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages")
-    parser.add_argument("--runs", type=int, default=1000, help="of each stage; p99 needs 1000")
+    parser.add_argument("--runs", type=positive, default=1000, help="of each stage; p99 needs 1000")
     parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
     arguments = parser.parse_args()
     report = measure_on_one_thread(arguments.runs)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 MIN_P99 = 1000  # below it the 99th percentile rests on fewer than ten samples
 
 _RESAMPLES = 2000
+_ROUND_RESAMPLES = 10_000  # of rounds drawn one by one
 _DRAWN = 1 << 22  # numbers that resampling holds at a time, 8 bytes each
 
 Samples = NDArray[np.float64]
@@ -52,6 +53,16 @@ def ratio(samples: Samples, others: Samples) -> Ratio:
     """
     ratios = samples / others
     return Ratio(float(np.median(ratios)), *median_interval(ratios))
+
+
+def ratio_interval(times: Samples) -> list[float]:
+    """95 % bootstrap interval of the ratio of medians; times (rounds, 2), rounds resampled.
+
+    For rounds far enough apart to be independent, such as those that open a session of their own.
+    """
+    drawn = np.random.default_rng(0).integers(len(times), size=(_ROUND_RESAMPLES, len(times)))
+    medians = np.median(times[drawn], axis=1)
+    return [float(edge) for edge in np.percentile(medians[:, 0] / medians[:, 1], (2.5, 97.5))]
 
 
 def median_interval(samples: Samples) -> tuple[float, float]:

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.stages import environment
+from benchmarks.statistics import ratio_interval
 
 WARM_UP = 3
-_RESAMPLES = 10_000
 
 
 class Worker:
@@ -91,13 +90,6 @@ def compare(peer: Path, steps: int, threads: int) -> dict[str, Any]:
         "growth_ratio": _ratio(sides, "growth_mb"),
         "first_losses_differ": difference(*(side["losses"] for side in rounds[0])),
     }
-
-
-def ratio_interval(seconds: NDArray[np.float64]) -> list[float]:
-    """95 % bootstrap interval of the ratio of medians; seconds (rounds, 2), rounds resampled."""
-    drawn = np.random.default_rng(0).integers(len(seconds), size=(_RESAMPLES, len(seconds)))
-    medians = np.median(seconds[drawn], axis=1)
-    return [float(edge) for edge in np.percentile(medians[:, 0] / medians[:, 1], (2.5, 97.5))]
 
 
 def difference(ours: dict[str, float], theirs: dict[str, float]) -> float:

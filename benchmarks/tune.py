@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.train_step import ratio_interval
+from benchmarks.statistics import ratio_interval
 from exporters.verify import gate_images
 from rfdetr_edge.backends import Session, open_session
 from rfdetr_edge.backends.onnxrt import save_optimized

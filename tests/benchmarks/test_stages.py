@@ -24,6 +24,17 @@ def test_json_holds_stages_and_environment(
         assert 0 < latency["p50"] <= latency["p90"] <= latency["max"]
 
 
+@pytest.mark.parametrize("runs", ["0", "-3", "many"])
+def test_runs_must_be_a_positive_number(
+    runs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["stages", "--runs", runs])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "--runs" in capsys.readouterr().err
+
+
 def test_stages_run_in_turn_and_warm_up_is_not_counted() -> None:
     calls: list[str] = []
     stages = {"first": lambda: calls.append("first"), "second": lambda: calls.append("second")}

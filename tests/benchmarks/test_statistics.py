@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from benchmarks.statistics import MIN_P99, block_length, median_interval, ratio, summary
+from benchmarks.statistics import (
+    MIN_P99,
+    block_length,
+    median_interval,
+    ratio,
+    ratio_interval,
+    summary,
+)
 
 
 def _waves(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -61,3 +68,13 @@ def test_any_samples_have_an_interval(samples: list[float]) -> None:
     low, high = median_interval(np.array(samples))
     assert min(samples) <= low <= np.median(samples) <= high <= max(samples)
     assert 1 <= block_length(np.array(samples)) <= len(samples)
+
+
+def test_the_interval_is_of_the_ratio_of_medians() -> None:
+    theirs = np.random.default_rng(3).uniform(1.0, 1.2, 200)
+    low, high = ratio_interval(np.stack([2 * theirs, theirs], axis=1))
+    assert low == pytest.approx(2) == high
+    apart = np.random.default_rng(4).uniform(2.0, 2.4, 200)
+    low, high = ratio_interval(np.stack([apart, theirs], axis=1))
+    assert low < float(np.median(apart) / np.median(theirs)) < high
+    assert high - low < 0.2
