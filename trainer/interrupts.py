@@ -22,7 +22,7 @@ class Interrupts(pl.Callback):
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Takes note of interrupts; outside the main thread, which alone gets them, does nothing."""
+        """Takes note of interrupts. Does nothing outside the main thread, which alone gets them."""
         handler = signal.getsignal(signal.SIGINT)
         if threading.current_thread() is not threading.main_thread() or not callable(handler):
             yield
