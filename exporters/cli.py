@@ -50,6 +50,11 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         help="resize of the artifact's images (default: as the checkpoint was trained; upstream's "
         "published checkpoints with antialias)",
     )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="keep the graph as PyTorch traces it, several times the nodes (fp32 only)",
+    )
     parser.add_argument("--notes", help="free text that travels in the artifact's metadata")
     gate = parser.add_mutually_exclusive_group()
     gate.add_argument(
@@ -119,6 +124,8 @@ def _export(arguments: argparse.Namespace) -> int:
         print(f"{arguments.output}: {_export_checkpoint(arguments, arguments.output)}")
         return 0
     # before the export of a checkpoint, which takes its time
+    if arguments.raw:
+        raise InputError("--raw is for fp32: lower precision starts from the cleaned graph")
     if arguments.no_verify:
         raise InputError("lower precision is never handed out unseen; leave --no-verify out")
     if arguments.precision != "int8":
@@ -151,6 +158,7 @@ def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
         opset=arguments.opset,
         antialias=arguments.antialias,
         notes=arguments.notes,
+        raw=arguments.raw,
     )
     with _naming_lack_of_memory():
         checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)

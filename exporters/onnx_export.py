@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
 import rfdetr_edge
+from exporters.onnx_cleanup import cleaned
 from exporters.onnx_graph import BATCH_AXIS, add_notes, finish, replace_metadata
 from exporters.torch_reference import TorchSession, output_facts, output_shapes
 from exporters.verify import Comparison, compare, gate_images
@@ -41,6 +43,7 @@ class OnnxOptions:
     shape: (height, width) of the input in pixels; None is the checkpoint's resolution.
     batch: a fixed size, or "dynamic".
     antialias: overrides the checkpoint's resize convention. notes: any JSON value.
+    raw: the graph as it was traced, without exporters.onnx_cleanup.
     """
 
     shape: tuple[int, int] | None = None
@@ -48,6 +51,7 @@ class OnnxOptions:
     opset: int = 17
     antialias: bool | None = None
     notes: Any = None
+    raw: bool = False
 
 
 def export_onnx(
@@ -213,6 +217,8 @@ def _trace(
             dynamic_axes={name: {0: BATCH_AXIS} for name in names} if dynamic else None,
             dynamo=False,
         )
+    if not options.raw:
+        onnx.save(cleaned(onnx.load(path)), path)
     return example
 
 

@@ -23,6 +23,7 @@ EXTRAS = {
     "pytorch_lightning": "train",
     "pydantic": "train",
     "scipy": "train",
+    "matplotlib": "train",
     "roboflow": "roboflow",
     "yaml": "eval",
 }

@@ -23,7 +23,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = N
     fused_pays = query.is_cuda or query.dtype is torch.float32
     if fused_pays and not torch.jit.is_tracing():
         return F.scaled_dot_product_attention(query, key, value, visible)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    scores = (query * int(query.shape[-1]) ** -0.5) @ key.transpose(-2, -1)
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
     return scores.softmax(dim=-1) @ value
