@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path("/")
+from rfdetr_edge.machine import ROOT, board, text_of, this_machine
+
 _TIMEOUT = 10.0  # seconds that nvidia-smi may take; a first call loads the driver
 _GPU_FIELDS = ("name", "driver_version", "memory.total")
 _GPU_UNKNOWN = re.compile(r"\[.*\]|N/A|")  # what nvidia-smi says where it cannot tell
@@ -23,7 +24,7 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
     """Every fact that this machine tells, as JSON."""
     facts: Mapping[str, Any] = {
         "board": board(root),
-        "cpu": cpu_name(root),
+        "cpu": this_machine(root).cpu,
         "cores": os.cpu_count(),
         "physical_cores": physical_cores(root),
         "affinity": affinity(),
@@ -35,18 +36,6 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
         "gpus": gpus(nvidia_smi(_GPU_FIELDS)),
     }
     return {name: fact for name, fact in facts.items() if fact is not None and fact != []}
-
-
-def board(root: Path) -> str | None:
-    """The name of an embedded board, such as a Jetson or a Raspberry Pi."""
-    text = text_of(root / "proc/device-tree/model")
-    return None if text is None else text.rstrip("\0\n") or None
-
-
-def cpu_name(root: Path) -> str | None:
-    """As /proc/cpuinfo has it; elsewhere what Python knows."""
-    found = _cpuinfo(root).get("model name")
-    return found[0] if found else platform.processor() or None
 
 
 def physical_cores(root: Path) -> int | None:
@@ -114,14 +103,6 @@ def nvidia_smi(fields: tuple[str, ...]) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def text_of(path: Path) -> str | None:
-    """A file of /proc or /sys; None where there is none, or it is not for us to read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
 
 
 def _cpuinfo(root: Path) -> dict[str, list[str]]:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, frequency_mhz, gpu_rows, text_of
+from benchmarks.machine import frequency_mhz, gpu_rows
+from rfdetr_edge.machine import ROOT, text_of
 
 TEGRASTATS = ("tegrastats", "--interval", "1000")  # milliseconds
 NVIDIA_SMI = (

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cli import positive
-from benchmarks.machine import ROOT, cpu_name
 from benchmarks.statistics import Summary, summary
 from benchmarks.table import aligned, digits
 from rfdetr_edge import __version__
 from rfdetr_edge.classes import coco_classes
+from rfdetr_edge.machine import this_machine
 from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.postprocess import RawOutputs, postprocess
 from rfdetr_edge.preprocess import preprocess
@@ -94,7 +94,7 @@ def measure(candidates: Mapping[str, Callable[[], object]], runs: int) -> dict[s
 def environment() -> dict[str, str]:
     """What a figure means nothing without."""
     return {
-        "cpu": cpu_name(ROOT) or platform.machine(),
+        "cpu": this_machine().cpu,
         "system": platform.platform(),
         "python": platform.python_version(),
         "rfdetr-edge": __version__,

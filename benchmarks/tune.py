@@ -29,16 +29,16 @@ from rfdetr_edge.backends.onnxrt import save_optimized
 from rfdetr_edge.binding import Binding, bind
 from rfdetr_edge.errors import BackendError, InputError
 from rfdetr_edge.images import read_image
+from rfdetr_edge.machine import this_machine
 from rfdetr_edge.postprocess import RawOutputs, best_pairs
 from rfdetr_edge.preprocess import preprocess_batch
 from rfdetr_edge.progress import Progress
+from rfdetr_edge.saved_copy import mark_of
 from rfdetr_edge.tuning import (
     Stamp,
     Tuned,
     Tuning,
-    mark_of,
     optimized_path,
-    this_machine,
     write_tuned,
 )
 

@@ -19,10 +19,6 @@ runtime does not read them. Knows nothing of images, and imports no ONNX Runtime
 
 import json
 import logging
-import os
-import platform
-import re
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,16 +26,10 @@ from typing import Any, Literal, get_args
 
 from rfdetr_edge.errors import InputError, MetadataError
 from rfdetr_edge.files import file_sha256, replacing
+from rfdetr_edge.machine import Machine, this_machine
 
 SCHEMA = 1
 MAX_THREADS = 1024  # more than any device has; with 100,000 ONNX Runtime does not return
-
-# The instructions by which ONNX Runtime chooses its kernels and the layout of weights. A virtual
-# CPU's name says nothing of them, and a saved model for AVX-512 is wrong, not slow, without it.
-_VECTOR = re.compile(r"avx|amx|fma|f16c|asimd|fphp|sve|sme(?!p)|i8mm|bf16")
-_MARK = b"rfdetr_edge_tuned"
-_MARK_ENTRY = re.compile(_MARK + rb"\x12.{1,2}?(the copy of .*)", re.DOTALL)
-_TAIL = 2048  # bytes; the mark is the last thing in a file
 
 Optimization = Literal["none", "basic", "extended", "all"]
 
@@ -79,19 +69,6 @@ class Tuning:
         arena = "arena" if self.arena else "no arena"
         saved = "" if self.optimized is None else ", saved"
         return f"{count}, {spinning}, {arena}, optimization {self.optimization}{saved}"
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a tuning depends on. cores: those that this process may use."""
-
-    cpu: str
-    vector: tuple[str, ...]
-    cores: int
-
-    def __str__(self) -> str:
-        extensions = f" ({' '.join(self.vector)})" if self.vector else ""
-        return f"{self.cpu}{extensions}, {self.cores} cores"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,78 +176,8 @@ def write_tuned(artifact: Path, tuned: Tuned) -> None:
         temporary.write_text(document + "\n", encoding="utf-8")
 
 
-def this_machine() -> Machine:
-    """The one this runs on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    name, vector = parse_cpuinfo(text)
-    cpu = name or _board() or platform.processor() or platform.machine()
-    return Machine(cpu, vector, _cores())
-
-
-def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...]]:
-    """The name and the vector instructions of the first CPU in Linux's /proc/cpuinfo.
-
-    No name on ARM, where it lists none.
-    """
-    facts: dict[str, str] = {}
-    for line in text.partition("\n\n")[0].splitlines():
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    return facts.get("model name"), tuple(sorted({f for f in flags if _VECTOR.match(f)}))
-
-
-def mark_copy(path: Path, artifact: Path, onnxruntime: str) -> None:
-    """Writes into a saved model what it is, so that nobody takes it for an artifact.
-
-    It becomes the last entry of the file's metadata (field 14 of ONNX's ModelProto): a protobuf
-    message goes on where more fields are appended, so this needs no onnx.
-    """
-    cpu = this_machine().cpu
-    text = f"the copy of {artifact.name} that is for onnxruntime {onnxruntime} on {cpu} alone"
-    entry = _bytes_field(1, _MARK) + _bytes_field(2, text.encode("utf-8"))
-    with path.open("ab") as file:
-        file.write(_bytes_field(14, entry))
-
-
-def mark_of(path: Path) -> str | None:
-    """What `mark_copy` wrote into a file; None for any other, and for one that cannot be read.
-
-    Reads the file's end alone: a model for another CPU may be one that ONNX Runtime cannot load.
-    """
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
-            found = _MARK_ENTRY.search(file.read())
-    except OSError:
-        return None
-    return None if found is None else found[1].decode("utf-8", errors="replace")
-
-
 def _remedy(artifact: Path) -> str:
     return f"run `rfdetr-edge tune {artifact}` again"
-
-
-def _cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _board() -> str | None:
-    """The name of a single-board computer, whose /proc/cpuinfo names no model."""
-    model = Path("/proc/device-tree/model")
-    return model.read_text(errors="replace").strip("\0\n ") if model.exists() else None
-
-
-def _bytes_field(number: int, payload: bytes) -> bytes:
-    """A field of bytes in protobuf's encoding: its tag, its length as a varint, its bytes."""
-    size, length = len(payload), bytearray()
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes([number << 3 | 2]) + bytes([*length, size]) + payload
 
 
 def _parse(document: Any) -> Tuned:

@@ -12,7 +12,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from rfdetr_edge.backends import TensorSpec, check_feeds
 from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from rfdetr_edge.metadata import METADATA_KEY
-from rfdetr_edge.tuning import Optimization, Tuning, fitting, mark_copy, mark_of
+from rfdetr_edge.saved_copy import mark_copy, mark_of
+from rfdetr_edge.tuning import Optimization, Tuning, fitting
 
 _ERRORS_ONLY = 3
 _CPU = "CPUExecutionProvider"

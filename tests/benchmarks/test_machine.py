@@ -42,20 +42,20 @@ def test_an_x86_machine(tmp_path: Path) -> None:
             f"{cpu}cpufreq__boost": "1\n",
         },
     )
-    assert machine.cpu_name(tmp_path) == "Some CPU @ 2.00GHz"
+    assert machine.machine(tmp_path)["cpu"] == "Some CPU @ 2.00GHz"
     assert machine.physical_cores(tmp_path) == 2
     assert machine.memory_mb(tmp_path) == pytest.approx(24105.6, abs=0.1)
     assert machine.governor(tmp_path) == "powersave"
     assert machine.frequency_mhz(tmp_path) == 1500
     assert machine.highest_frequency_mhz(tmp_path) == 3400
-    assert machine.board(tmp_path) is None
+    assert "board" not in machine.machine(tmp_path)
 
 
 def test_a_jetson(tmp_path: Path) -> None:
     model = "NVIDIA Jetson Orin Nano Developer Kit\0"
     _write(tmp_path, proc__cpuinfo=ARM, **{"proc__device-tree__model": model})
-    assert machine.board(tmp_path) == "NVIDIA Jetson Orin Nano Developer Kit"
-    assert machine.cpu_name(tmp_path) == "ARMv8 Processor rev 1 (v8l)"
+    assert machine.machine(tmp_path)["board"] == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert machine.machine(tmp_path)["cpu"] == "ARMv8 Processor rev 1 (v8l)"
     assert machine.physical_cores(tmp_path) is None
 
 

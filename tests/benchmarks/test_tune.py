@@ -18,13 +18,13 @@ from benchmarks.tune import LEAST_RUNS, Outcome, Reference, tune
 from rfdetr_edge import BackendError, Detector, InputError, demo
 from rfdetr_edge.backends import Session, fitting_tuning, onnxrt, open_session
 from rfdetr_edge.binding import bind
+from rfdetr_edge.machine import this_machine
 from rfdetr_edge.tuning import (
     Optimization,
     Stamp,
     Tuning,
     optimized_path,
     read_tuned,
-    this_machine,
     tuning_path,
 )
 

@@ -13,6 +13,7 @@ from graphs import metadata, onnx, save_detector
 from rfdetr_edge import ArtifactError, Detector, InputError, MetadataError, demo
 from rfdetr_edge.backends import fitting_tuning, open_session
 from rfdetr_edge.cli import main
+from rfdetr_edge.machine import this_machine
 from rfdetr_edge.metadata import METADATA_KEY
 from rfdetr_edge.tuning import (
     Stamp,
@@ -20,9 +21,7 @@ from rfdetr_edge.tuning import (
     Tuning,
     fitting,
     optimized_path,
-    parse_cpuinfo,
     read_tuned,
-    this_machine,
     tuning_path,
     write_tuned,
 )
@@ -118,40 +117,6 @@ def test_what_is_written_is_read_back(artifact):
     assert [path.name for path in artifact.parent.iterdir() if path != artifact] == [
         "model.onnx.tuned.json"
     ]
-
-
-def test_the_machine_is_named():
-    machine = this_machine()
-    assert machine.cpu
-    assert machine.cores >= 1
-    assert str(machine).startswith(machine.cpu)
-
-
-X86 = """processor	: 0
-model name	: AMD EPYC
-flags		: fpu sse2 smep avx smap f16c fma avx2 bmi2
-
-processor	: 1
-model name	: another
-flags		: avx512f
-"""
-ARM = """processor	: 0
-Features	: fp asimd aes fphp asimdhp asimddp sve i8mm bf16
-CPU implementer	: 0x41
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (X86, ("AMD EPYC", ("avx", "avx2", "f16c", "fma"))),
-        (ARM, (None, ("asimd", "asimddp", "asimdhp", "bf16", "fphp", "i8mm", "sve"))),
-        ("", (None, ())),
-    ],
-    ids=["x86", "arm", "not Linux"],
-)
-def test_a_cpu_is_known_by_name_and_vector_instructions(text, expected):
-    assert parse_cpuinfo(text) == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"provider": "cpu"}, {"provider": "CPU"}])
