@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--html", type=Path, help="a page that needs nothing else")
     try:
         _run(parser.parse_args())
+    except InputError as error:
+        parser.error(str(error))
     except RFDETREdgeError as error:
         raise SystemExit(f"error: {error}") from None
 

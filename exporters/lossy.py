@@ -113,10 +113,9 @@ def _graph_faults(model: onnx.ModelProto, metadata: ModelMetadata) -> list[str]:
 def _hidden_faults(model: onnx.ModelProto, metadata: ModelMetadata, trial: Trial) -> list[str]:
     """What need not show in the detections of these images, on this machine."""
     tensors = islice(trial.images.tensors(metadata.input), _HIDDEN_IMAGES)
-    if metadata.precision == "int8":
-        fault = misfit(model, tensors)
-        return [fault] if fault else []
-    if nodes := overflows(model, tensors):
+    if metadata.precision == "int8" and (fault := misfit(model, tensors)):
+        return [fault]
+    if metadata.precision == "fp16" and (nodes := overflows(model, tensors)):
         return [
             f"half precision overflows in {len(nodes)} nodes, first in {nodes[0]}: a GPU would "
             "give NaN; leave them in float32"

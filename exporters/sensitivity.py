@@ -6,7 +6,7 @@ expensive layers return to float until what is lost is what the user allows.
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -54,16 +54,20 @@ def search(layers: Sequence[Linear], build: Build, trial: Trial, max_drop: float
         model = build(chosen)
         return model, outcome(model, trial)
 
+    without_ap = replace(trial, document=None)  # no cost needs it, and it takes as long as the runs
+
+    def cost(chosen: Sequence[Linear]) -> float:
+        return outcome(build(chosen), without_ap).agreement.disagreement
+
     blocks = dict.fromkeys(layer.block for layer in layers)
     block_costs = {
-        block: tried([layer for layer in layers if layer.block == block])[1].agreement.disagreement
-        for block in blocks
+        block: cost([layer for layer in layers if layer.block == block]) for block in blocks
     }
     model, seen = tried(layers)
     costs: dict[str, float] = {}
     returned: set[str] = set()
     if not seen.within(max_drop):
-        costs = {layer.name: tried([layer])[1].agreement.disagreement for layer in layers}
+        costs = {layer.name: cost([layer]) for layer in layers}
         order = sorted(costs, key=lambda name: -costs[name])
         count = 1
         while not seen.within(max_drop):

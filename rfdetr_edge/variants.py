@@ -1,10 +1,11 @@
 """The variants of RF-DETR as one frozen table: sizes differ by values, not by subclasses.
 
-Values of the published variants are those of upstream rfdetr 1.11.2. `tiny` is ours: the same
-architecture with smaller numbers, trained from random weights on a CPU.
+Values of the published variants are those of upstream rfdetr 1.11.2. `tiny` and `mini` are ours:
+the same architecture with smaller numbers, which a CPU can train from random weights.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -164,16 +165,25 @@ def _current(
     )
 
 
-def _tiny(
-    name: str, api_name: str, task: Task, queries: int, num_select: int, groups: int
+def _ours(
+    name: str,
+    api_name: str,
+    encoder: Encoder,
+    taps: tuple[int, ...],
+    hidden_dim: int,
+    *,
+    queries: int,
+    num_select: int,
+    groups: int = 5,
+    task: Task = "detection",
 ) -> Variant:
-    """Ours: the same architecture with smaller numbers."""
+    """The same architecture with smaller numbers."""
     return Variant(
         name=name,
         api_name=api_name,
-        encoder=Encoder(width=192, heads=3, depth=6),
-        taps=(2, 3, 5, 6),
-        hidden_dim=128,
+        encoder=encoder,
+        taps=taps,
+        hidden_dim=hidden_dim,
         decoder_layers=2,
         self_heads=4,
         cross_heads=8,
@@ -191,11 +201,26 @@ def _tiny(
     )
 
 
+_tiny = partial(
+    _ours, encoder=Encoder(width=192, heads=3, depth=6), taps=(2, 3, 5, 6), hidden_dim=128
+)
+
 _TABLE = (
-    _tiny("tiny", "RFDETRTiny", "detection", queries=60, num_select=100, groups=5),
-    _tiny("seg-tiny", "RFDETRSegTiny", "segmentation", queries=60, num_select=60, groups=5),
+    _tiny("tiny", "RFDETRTiny", queries=60, num_select=100),
+    _tiny("seg-tiny", "RFDETRSegTiny", queries=60, num_select=60, task="segmentation"),
     # every keypoint of every query of every group is a token: fewer, so that a CPU can train it
-    _tiny("keypoint-tiny", "RFDETRKeypointTiny", "keypoint", queries=40, num_select=40, groups=3),
+    _tiny(
+        "keypoint-tiny", "RFDETRKeypointTiny", queries=40, num_select=40, groups=3, task="keypoint"
+    ),
+    _ours(
+        "mini",
+        "RFDETRMini",
+        encoder=Encoder(width=256, heads=4, depth=8),
+        taps=(2, 4, 6, 8),
+        hidden_dim=192,
+        queries=100,
+        num_select=100,
+    ),
     _current(
         "nano",
         "RFDETRNano",

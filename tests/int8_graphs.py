@@ -38,11 +38,12 @@ def tiny() -> Graph:
 
 @cache
 def open_batch() -> Graph:
-    """An export of `tiny` with an open batch, 160x160, every weight from its name."""
+    """A raw export of `tiny` with an open batch, 160x160, every weight from its name."""
     with tempfile.TemporaryDirectory() as folder:
         weights, path = Path(folder) / "tiny.pth", Path(folder) / "tiny.onnx"
         checkpoint = load_checkpoint(save_filled(weights, "tiny", 4, None))
-        export_onnx(checkpoint, path, OnnxOptions(shape=(160, 160), batch="dynamic"), images=None)
+        options = OnnxOptions(shape=(160, 160), batch="dynamic", raw=True)
+        export_onnx(checkpoint, path, options, images=None)
         return onnx.load(path)
 
 

@@ -34,7 +34,7 @@ from trainer.model.rfdetr import RFDETR
 _SIZES = ("2xlarge", "xxlarge", "xlarge", "large", "medium", "small", "nano")
 _NAMES_IN_FILES = (
     *(f"seg-{size}" for size in (*_SIZES, "preview", "tiny", "")),
-    *("keypoint-preview", "keypoint-tiny", "keypoint", *_SIZES, "base", "tiny"),
+    *("keypoint-preview", "keypoint-tiny", "keypoint", *_SIZES, "base", "tiny", "mini"),
 )
 _ACTIVE = "_kp_active_mask"
 # One row for each keypoint.

@@ -207,6 +207,24 @@ def test_other_opsets_equal_torch(tiny_checkpoint, tmp_path, opset):
     export_onnx(checkpoint, path, OnnxOptions(opset=opset), images=None)
     image = _decided_images(checkpoint.model, 1, (checkpoint.resolution,) * 2)
     _assert_equals_torch(checkpoint, path, {"input": image})
+    # opset 20 has GELU as one operator
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert ("Gelu" in kinds, "Erf" in kinds) == (opset == 20, opset < 20)
+
+
+@pytest.mark.parametrize(("batch", "share"), [(1, 0.65), ("dynamic", 0.85)])
+def test_the_graph_is_cleaned_unless_it_shall_stay_raw(tiny_checkpoint, tmp_path, batch, share):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    path, nodes, found = tmp_path / "model.onnx", [], []
+    image = _decided_images(checkpoint.model, 1, (checkpoint.resolution,) * 2)
+    for raw in (True, False):
+        export_onnx(checkpoint, path, OnnxOptions(batch=batch, raw=raw), images=None)
+        nodes.append([node.op_type for node in onnx.load(path).graph.node])
+        found.append(open_session(path).run({"input": image}))
+    assert len(nodes[1]) < share * len(nodes[0])
+    assert not {"Identity", "Constant", "Cast"} & set(nodes[1])
+    for name, values in found[0].items():
+        np.testing.assert_allclose(found[1][name], values, rtol=0, atol=1e-5)
 
 
 def test_the_metadata_says_what_the_artifact_is(tiny_checkpoint, tmp_path):
@@ -237,7 +255,7 @@ def test_without_the_gate_the_metadata_says_so(tiny_checkpoint, tmp_path):
 
 
 def test_an_export_that_differs_is_rejected(tiny_checkpoint, tmp_path, monkeypatch):
-    fixed = onnx_export._fixed
+    fixed = onnx_export.fixed
 
     def spoilt(*arguments):
         copied = fixed(*arguments)
@@ -245,7 +263,7 @@ def test_an_export_that_differs_is_rejected(tiny_checkpoint, tmp_path, monkeypat
             copied.box_head.layers[2].bias += 0.01
         return copied
 
-    monkeypatch.setattr(onnx_export, "_fixed", spoilt)
+    monkeypatch.setattr(onnx_export, "fixed", spoilt)
     path = tmp_path / "model.onnx"
     path.write_text("an older artifact")
     with pytest.raises(ArtifactError, match="differs from the checkpoint"):

@@ -164,6 +164,7 @@ def test_an_artifact_that_loses_too_much_is_kept_as_rejected(
         ),
         (["--precision", "int8-dynamic", "--no-verify"], "never handed out unseen"),
         (["--precision", "fp16", "--no-verify"], "never handed out unseen"),
+        (["--precision", "fp16", "--raw"], "--raw is for fp32"),
         (["--max-drop", "1"], "is an artifact already"),
     ],
 )

@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         tokens: KeypointTokens | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The normalised queries (B, Q, D) after every layer, and their keypoint tokens if any."""
-        position = self.position_head(sine_embedding(reference_cxcywh, queries.shape[-1] // 2))
+        position = self.position_head(sine_embedding(reference_cxcywh, int(queries.shape[-1]) // 2))
         states, points = [], []
         for index, layer in enumerate(self.layers):
             queries = layer(queries, position, reference_cxcywh, memory)
