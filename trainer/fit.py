@@ -26,7 +26,6 @@ from trainer.config import ModelConfig, TrainConfig, misfit
 from trainer.data.grids import save_grids
 from trainer.data.module import DetectionData, scales
 from trainer.ema import WeightAverage
-from trainer.interrupts import Interrupts
 from trainer.log import MetricsCsv, plot_curves
 from trainer.model.rfdetr import RFDETR
 from trainer.module import DetectionModule
@@ -88,9 +87,8 @@ def fit(
     config = _with_batch_size(network, model, config)
     data = DetectionData(config, model, dataset)
     average = WeightAverage(config.ema_decay, config.ema_tau) if config.use_ema else None
-    best, interrupts = BestWeights(dataset, model, config), Interrupts()
-    own = [best, interrupts, *([average] if average else [])]
-    trainer = _trainer(config, [*own, *callbacks], loggers)
+    best = BestWeights(dataset, model, config)
+    trainer = _trainer(config, [best, *([average] if average else []), *callbacks], loggers)
     if len(dataset.valid.images) < trainer.world_size:
         raise InputError(
             f"each of {trainer.world_size} processes needs an image of the valid split, and "
@@ -104,8 +102,7 @@ def fit(
                 grids = make_folder(config.output_dir / "dataset_grids")
                 save_grids(data.train_dataloader(), grids, "train", dataset.classes)
                 save_grids(data.val_dataloader(), grids, "val", dataset.classes)
-        with interrupts.watched():
-            trainer.fit(module, data, ckpt_path=config.resume_path, weights_only=True)
+        trainer.fit(module, data, ckpt_path=config.resume_path, weights_only=True)
     if trainer.is_global_zero:
         last = config.output_dir / ("last_ema.pth" if average else "last.pth")
         module.save(last, trainer.current_epoch - 1)

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from processes import run_cli
 
@@ -361,6 +361,15 @@ def test_a_wrong_command_line_is_one_line_and_exits_2(arguments, message):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell runs in the background ignores interrupts, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_exits_130_and_can_go_on(dataset, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -379,29 +388,6 @@ def test_an_interrupted_run_exits_130_and_can_go_on(dataset, tmp_path):
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "optimizer_states" in _last(tmp_path)
-
-
-class _Interrupting(pl.Callback):
-    """Has an interrupt come up in a destructor, where Python drops what is raised."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 1:
-            _Interrupted()
-
-
-class _Interrupted:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)  # the signal ends it
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_python_drops_ends_the_run_after_its_batch(dataset, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fit(_network(), *_settings(dataset, tmp_path), callbacks=[_Interrupting()])
-    assert signal.getsignal(signal.SIGINT) is before
-    assert not (tmp_path / "last.ckpt").exists()  # of the first epoch
 
 
 POINTS = (5, 5, 0, 6)  # of the synthetic parts
