@@ -61,7 +61,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="keep the graph as PyTorch traces it, several times the nodes (fp32 only)",
+        help="keep the graph as PyTorch traces it (fp32 only)",
     )
     parser.add_argument("--notes", help="free text that travels in the artifact's metadata")
     gate = parser.add_mutually_exclusive_group()

@@ -54,7 +54,7 @@ def search(layers: Sequence[Linear], build: Build, trial: Trial, max_drop: float
         model = build(chosen)
         return model, outcome(model, trial)
 
-    without_ap = replace(trial, document=None)  # no cost needs it, and it takes as long as the runs
+    without_ap = replace(trial, document=None)  # no cost needs it
 
     def cost(chosen: Sequence[Linear]) -> float:
         return outcome(build(chosen), without_ap).agreement.disagreement

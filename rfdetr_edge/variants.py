@@ -1,7 +1,7 @@
 """The variants of RF-DETR as one frozen table: sizes differ by values, not by subclasses.
 
 Values of the published variants are those of upstream rfdetr 1.11.2. `tiny` and `mini` are ours:
-the same architecture with smaller numbers, which a CPU can train from random weights.
+the same architecture with smaller numbers, for training on a CPU.
 """
 
 from dataclasses import dataclass

@@ -31,10 +31,11 @@ from trainer.model.rfdetr import RFDETR
 
 # In the order of the search: the first that stands in the name wins (training.md section 10). Those
 # that are no variant's name end the search: "seg-huge" is not huge, and "xlarge" is not large.
+# `mini` is not among them: "minimal" is no variant, and our checkpoints hold their model_name.
 _SIZES = ("2xlarge", "xxlarge", "xlarge", "large", "medium", "small", "nano")
 _NAMES_IN_FILES = (
     *(f"seg-{size}" for size in (*_SIZES, "preview", "tiny", "")),
-    *("keypoint-preview", "keypoint-tiny", "keypoint", *_SIZES, "base", "tiny", "mini"),
+    *("keypoint-preview", "keypoint-tiny", "keypoint", *_SIZES, "base", "tiny"),
 )
 _ACTIVE = "_kp_active_mask"
 # One row for each keypoint.

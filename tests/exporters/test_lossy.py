@@ -152,6 +152,17 @@ def test_a_sabotaged_artifact_is_refused_by_what_is_wrong_with_it(
     assert not any(other in failure for failure in failures for other in others)
 
 
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int8-weight-only"])
+def test_only_half_precision_can_overflow_its_range(
+    source: Source, precision: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    name = "model.encoder.blocks.0.norm2.weight"
+    graph = _channel_grown(request.getfixturevalue(precision), name)
+    path = source.artifact(graph, tmp_path / "m.onnx", precision)
+    failures = judge(source.metadata, path, source.trial, _NO_LIMIT).failures
+    assert not any("overflow" in failure for failure in failures), failures
+
+
 def test_another_mean_is_refused_before_anything_runs(
     source: Source, int8: onnx.ModelProto, tmp_path: Path
 ) -> None:

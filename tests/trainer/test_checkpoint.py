@@ -346,6 +346,7 @@ def test_the_variant_is_found(tmp_path, tiny, content, filename, expected):
     [
         ({"args": {}}, "checkpoint.pth", r"'checkpoint.pth' names none.* Name one of tiny, .*nano"),
         ({"args": {"pretrain_weights": "rf-detr-xlarge.pth"}}, "tiny.pth", "--variant"),
+        ({"args": {}}, "minimal.pth", "'minimal.pth' names none"),
         ({"args": {}}, "rf-detr-seg-huge-tiny.pth", "--variant"),
         ({"args": {}}, "rf-detr-seg-tiny.pth", "variant seg-tiny.*task is detection"),
         ({"args": {}}, "rf-detr-keypoint-tiny.pth", "variant keypoint-tiny.*task is detection"),
