@@ -42,11 +42,11 @@ test-slow: .venv/.stamp
 
 .venv/.stamp: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -c constraints.txt -e '.[train,roboflow,dev]'
+	.venv/bin/python $(PIP) -c constraints.txt -e '.[train,roboflow,tflite-export,dev]'
 	touch $@
 
 .venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON310) -m venv .venv-oldest
-	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt -e '.[onnx,eval,supervision]' \
+	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt -e '.[onnx,tflite,eval,supervision]' \
 		onnx pillow pytest hypothesis filelock tqdm
 	touch $@

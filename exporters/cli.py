@@ -1,6 +1,8 @@
 """`rfdetr-edge export` and `rfdetr-edge verify`."""
 
 import argparse
+import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +30,13 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "source", type=Path, help="checkpoint (.pth), or an FP32 artifact (.onnx) to lower"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="artifact to write (.onnx)"
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="artifact to write"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "tflite"),
+        default="onnx",
+        help="tflite is LiteRT's, of fp32 and one image a run, from a checkpoint (default onnx)",
     )
     parser.add_argument(
         "--shape",
@@ -40,7 +48,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=_batch, default=1, metavar="N|dynamic", help="batch size (default 1)"
     )
-    parser.add_argument("--opset", type=int, default=17, help="ONNX opset, 17 to 20 (default 17)")
+    parser.add_argument("--opset", type=int, help="ONNX opset, 17 to 20 (default 17)")
     parser.add_argument(
         "--variant", choices=VARIANTS, help="for a checkpoint that does not say what it is"
     )
@@ -114,8 +122,12 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    if arguments.output.suffix.lower() != ".onnx":
-        raise InputError(f"the artifact must end in .onnx, not {arguments.output.name!r}")
+    suffix = f".{arguments.format}"
+    if arguments.output.suffix.lower() != suffix:
+        raise InputError(f"the artifact must end in {suffix}, not {arguments.output.name!r}")
+    if arguments.format == "tflite":
+        print(f"{arguments.output}: {_export_tflite(arguments)}")
+        return 0
     is_artifact = arguments.source.suffix.lower() == ".onnx"
     if arguments.precision == "fp32":
         if is_artifact:
@@ -155,7 +167,7 @@ def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
     options = OnnxOptions(
         shape=tuple(arguments.shape) if arguments.shape else None,
         batch=arguments.batch,
-        opset=arguments.opset,
+        opset=17 if arguments.opset is None else arguments.opset,
         antialias=arguments.antialias,
         notes=arguments.notes,
         raw=arguments.raw,
@@ -166,6 +178,42 @@ def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
         images = None if arguments.no_verify else gate_images(arguments.images, task)
         comparison = export_onnx(checkpoint, output, options, images=images)
     return "not compared (--no-verify)" if images is None else str(comparison)
+
+
+def _export_tflite(arguments: argparse.Namespace) -> str:
+    if arguments.precision != "fp32":
+        raise InputError(f"{arguments.precision} is for --format onnx so far; a .tflite is fp32")
+    if arguments.source.suffix.lower() == ".onnx":
+        raise InputError("a .tflite is made from a checkpoint (.pth), not from an .onnx artifact")
+    _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
+    _refuse(arguments, "opset", why="--format onnx")
+    if arguments.batch != 1 or arguments.raw:
+        raise InputError("--batch and --raw are for --format onnx; a .tflite takes one image a run")
+
+    _quiet_converter()
+    from exporters.tflite_export import TfliteOptions, export_tflite
+    from exporters.verify import gate_images
+    from trainer.checkpoint import load_checkpoint
+
+    options = TfliteOptions(
+        shape=tuple(arguments.shape) if arguments.shape else None,
+        antialias=arguments.antialias,
+        notes=arguments.notes,
+    )
+    with _naming_lack_of_memory():
+        checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)
+        task = checkpoint.variant.task
+        images = None if arguments.no_verify else gate_images(arguments.images, task)
+        seen = export_tflite(checkpoint, arguments.output, options, images=images)
+    compared = [f"{comparison} ({provider})" for provider, comparison in seen.items()]
+    return "\n  ".join(compared) or "not compared (--no-verify)"
+
+
+def _quiet_converter() -> None:
+    """Keeps what litert-torch and its libraries say of themselves off stderr."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _lower(arguments: argparse.Namespace, source: Path) -> str:
@@ -351,7 +399,7 @@ def _batch(text: str) -> int | str:
 
 export = Command(
     name="export",
-    help="checkpoint to ONNX, compared with the checkpoint before it is handed out",
+    help="checkpoint to ONNX or TFLite, compared with the checkpoint before it is handed out",
     add_arguments=_export_arguments,
     run=_export,
 )

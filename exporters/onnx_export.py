@@ -5,8 +5,6 @@ unbounded, and `labels` (B, Q, C), raw logits, then `masks` (B, Q, H/4, W/4), lo
 (B, Q, padded points, 8), raw: the names and the order the field reads.
 """
 
-import copy
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -19,16 +17,15 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-import rfdetr_edge
+from exporters.export_form import ExportForm, fixed, fp32_metadata, reject
 from exporters.onnx_cleanup import cleaned
 from exporters.onnx_graph import BATCH_AXIS, add_notes, finish, replace_metadata
-from exporters.torch_reference import TorchSession, output_facts, output_shapes
+from exporters.torch_reference import TorchSession, output_shapes
 from exporters.verify import Comparison, compare, gate_images
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.files import make_folder, replacing
-from rfdetr_edge.metadata import InputSpec, ModelMetadata, Provenance
-from rfdetr_edge.variants import Variant
+from rfdetr_edge.metadata import ModelMetadata
 from trainer.checkpoint import Checkpoint
 from trainer.model.rfdetr import RFDETR
 
@@ -69,10 +66,10 @@ def export_onnx(
     `<output>.rejected` for inspection, and `output` is not touched.
     """
     options = options or OnnxOptions()
-    _check(options, checkpoint.variant)
+    _check(options)
     metadata = _metadata(checkpoint, options)
     with replacing(output) as temporary:
-        form = _ExportForm(_fixed(checkpoint.model, metadata))
+        form = ExportForm(fixed(checkpoint.model, metadata))
         shapes = output_shapes(checkpoint, metadata.input.resolution)
         _trace(form, [*shapes], metadata, options, temporary)
         batch = BATCH_AXIS if options.batch == "dynamic" else options.batch
@@ -85,12 +82,7 @@ def export_onnx(
         finally:
             session.close()
         if not comparison.passed:
-            target = output.resolve()
-            rejected = target.with_name(target.name + ".rejected")
-            temporary.replace(rejected)
-            raise ArtifactError(
-                f"the export differs from the checkpoint and is kept as {rejected}: {comparison}"
-            )
+            raise reject(temporary, output, comparison)
         # only now, so that no file that was not compared says so
         passed = replace(metadata.provenance, verification="passed")
         replace_metadata(temporary, replace(metadata, provenance=passed))
@@ -121,17 +113,6 @@ def export_into(
     return path, str(export_onnx(checkpoint, path, options, images=chosen))
 
 
-class _ExportForm(nn.Module):
-    """The network as a function of one tensor: boxes, logits, then masks or keypoints."""
-
-    def __init__(self, model: RFDETR) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part for part in self.model(images).final if part is not None)
-
-
 class _BackboneForm(nn.Module):
     """Encoder and projectors as a function of one tensor."""
 
@@ -154,14 +135,14 @@ def export_backbone(checkpoint: Checkpoint, output: Path, options: OnnxOptions) 
     decoder's memory, and of a keypoint variant `cross_attn_features`, ... for the memory of its
     keypoints. Errors as above; there is no metadata but the notes.
     """
-    _check(options, checkpoint.variant)
+    _check(options)
     metadata = _metadata(checkpoint, options)
     memories = ["features"]
     if checkpoint.variant.task == "keypoint":
         memories.append("cross_attn_features")
     levels = range(len(checkpoint.variant.levels))
     names = [f"{memory}_{level}" if level else memory for memory in memories for level in levels]
-    form = _BackboneForm(_fixed(checkpoint.model, metadata))
+    form = _BackboneForm(fixed(checkpoint.model, metadata))
     with replacing(output) as temporary:
         example = _trace(form, names, metadata, options, temporary)
         add_notes(temporary, metadata.provenance.notes)
@@ -176,15 +157,6 @@ def export_backbone(checkpoint: Checkpoint, output: Path, options: OnnxOptions) 
         if not worst <= _BACKBONE_TOLERANCE:
             raise ArtifactError(f"the exported backbone differs from torch by {worst:.2g}")
     return f"features within {worst:.1g} of torch"
-
-
-def _fixed(model: RFDETR, metadata: ModelMetadata) -> RFDETR:
-    """A copy whose position table is that of the artifact's resolution."""
-    height, width = metadata.input.resolution
-    prepared: RFDETR = copy.deepcopy(model).eval()
-    patch = model.variant.patch_size
-    prepared.encoder.fix_grid(height // patch, width // patch)
-    return prepared
 
 
 def _trace(
@@ -222,38 +194,12 @@ def _trace(
     return example
 
 
-def _metadata(checkpoint: Checkpoint, options: OnnxOptions) -> ModelMetadata:
-    notes = checkpoint.notes if options.notes is None else options.notes
-    try:
-        json.dumps(notes, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the notes are no JSON value ({error}); give others (--notes)") from None
-    antialias = checkpoint.antialias if options.antialias is None else options.antialias
-    side = checkpoint.resolution
-    return ModelMetadata(
-        **output_facts(checkpoint),
-        variant=checkpoint.variant.name,
-        precision="fp32",
-        input=InputSpec(options.shape or (side, side), antialias),
-        num_select=checkpoint.variant.num_select,
-        provenance=Provenance(
-            checkpoint_sha256=checkpoint.sha256,
-            tool=f"rfdetr-edge {rfdetr_edge.__version__}",
-            verification="skipped",
-            notes=notes,
-        ),
-    )
-
-
-def _check(options: OnnxOptions, variant: Variant) -> None:
-    block = variant.block_size
-    if options.shape is not None and not all(map(variant.accepts, options.shape)):
-        nearest = [max(round(side / block), 1) * block for side in options.shape]
-        raise InputError(
-            f"shape {options.shape[0]} {options.shape[1]} does not fit {variant.name}: height and "
-            f"width must be multiples of {block}; the nearest is {nearest[0]} {nearest[1]}"
-        )
+def _check(options: OnnxOptions) -> None:
     if options.batch != "dynamic" and options.batch < 1:
         raise InputError(f"batch must be at least 1 or dynamic, not {options.batch}")
     if options.opset not in OPSETS:
         raise InputError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, not {options.opset}")
+
+
+def _metadata(checkpoint: Checkpoint, options: OnnxOptions) -> ModelMetadata:
+    return fp32_metadata(checkpoint, options.shape, options.antialias, options.notes)

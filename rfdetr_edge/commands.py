@@ -16,10 +16,12 @@ GROUP = "rfdetr_edge.commands"
 EXTRAS = {
     "cv2": "opencv",
     "onnxruntime": "onnx",
+    "ai_edge_litert": "tflite",
     "pycocotools": "eval",
     "supervision": "supervision",
     "onnx": "export",
     "torch": "export",
+    "litert_torch": "tflite-export",
     "pytorch_lightning": "train",
     "pydantic": "train",
     "scipy": "train",

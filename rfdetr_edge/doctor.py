@@ -183,7 +183,7 @@ def _opencv(installed: Mapping[Path, Collection[str]]) -> Finding:
 def _extras() -> list[Finding]:
     """The extras beyond those that running needs, each by the libraries it brings."""
     findings = []
-    for extra in ("eval", "supervision", "export", "train"):
+    for extra in ("tflite", "eval", "supervision", "export", "tflite-export", "train"):
         modules = [module for module, brought_by in EXTRAS.items() if brought_by == extra]
         missing = [module for module in modules if find_spec(module) is None]
         findings.append(

@@ -1,7 +1,7 @@
 """What an artifact says about itself: one JSON document that travels inside the file.
 
 The exporters write it, the runtime reads it and never guesses from shapes. In ONNX it is the
-`metadata_props` entry `rfdetr_edge`; other formats carry the same text in a sidecar.
+`metadata_props` entry `rfdetr_edge`; in TFLite an associated file (`rfdetr_edge.associated`).
 
     {"schema": 1, "task": "detection", "variant": "tiny", "precision": "fp32",
      "input": {"resolution": [384, 384], "mean": [...], "std": [...], "channel_order": "RGB",

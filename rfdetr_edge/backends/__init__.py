@@ -78,7 +78,10 @@ class Backend:
 
 
 BACKENDS = MappingProxyType(
-    {"onnxrt": Backend("rfdetr_edge.backends.onnxrt", "onnxruntime", "onnx", ".onnx")}
+    {
+        "onnxrt": Backend("rfdetr_edge.backends.onnxrt", "onnxruntime", "onnx", ".onnx"),
+        "litert": Backend("rfdetr_edge.backends.litert", "ai_edge_litert", "tflite", ".tflite"),
+    }
 )
 
 

@@ -10,7 +10,16 @@ import rfdetr_edge
 from rfdetr_edge.cli import COMMANDS
 from rfdetr_edge.commands import EXTRAS, GROUP
 
-HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "PIL", "supervision", "urllib.request")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "ai_edge_litert",
+    "cv2",
+    "PIL",
+    "supervision",
+    "urllib.request",
+)
 
 
 def loaded_by(statement: str) -> list[str]:

@@ -28,6 +28,20 @@ def onnxrt_tuned(folder):
     return open_session(artifact, tuning=tuning)
 
 
+def litert(folder):
+    graphs = pytest.importorskip("tflite_graphs")
+    return open_session(
+        graphs.save_tflite(folder / "model.tflite", batch=None, metadata_json=metadata().to_json())
+    )
+
+
+def litert_reference(folder):
+    graphs = pytest.importorskip("tflite_graphs")
+    options = {"batch": None, "layout": "nhwc", "metadata_json": metadata().to_json()}
+    path = graphs.save_tflite(folder / "model.tflite", **options)
+    return open_session(path, provider="reference")
+
+
 def fake(_):
     def mean_colour(feeds):
         mean = feeds["input"].mean(axis=(2, 3))[:, None, :]  # (B, 1, 3)
@@ -47,7 +61,7 @@ def fake(_):
     )
 
 
-FACTORIES = [onnxrt, onnxrt_tuned, fake]
+FACTORIES = [onnxrt, onnxrt_tuned, litert, litert_reference, fake]
 
 
 @pytest.fixture(params=FACTORIES, ids=lambda factory: factory.__name__)

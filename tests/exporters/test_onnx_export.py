@@ -255,7 +255,7 @@ def test_without_the_gate_the_metadata_says_so(tiny_checkpoint, tmp_path):
 
 
 def test_an_export_that_differs_is_rejected(tiny_checkpoint, tmp_path, monkeypatch):
-    fixed = onnx_export._fixed
+    fixed = onnx_export.fixed
 
     def spoilt(*arguments):
         copied = fixed(*arguments)
@@ -263,7 +263,7 @@ def test_an_export_that_differs_is_rejected(tiny_checkpoint, tmp_path, monkeypat
             copied.box_head.layers[2].bias += 0.01
         return copied
 
-    monkeypatch.setattr(onnx_export, "_fixed", spoilt)
+    monkeypatch.setattr(onnx_export, "fixed", spoilt)
     path = tmp_path / "model.onnx"
     path.write_text("an older artifact")
     with pytest.raises(ArtifactError, match="differs from the checkpoint"):

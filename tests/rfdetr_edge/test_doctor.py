@@ -48,7 +48,8 @@ def test_the_report_names_versions_and_extras():
     assert found["Python"].detail.startswith(".".join(map(str, sys.version_info[:3])))
     assert "CPUExecutionProvider" in found["ONNX Runtime"].detail
     assert str(Path(sys.prefix)) in found["OpenCV"].detail
-    assert {"extra eval", "extra supervision", "extra export", "extra train"} <= set(found)
+    extras = {"tflite", "eval", "supervision", "export", "tflite-export", "train"}
+    assert {f"extra {extra}" for extra in extras} <= set(found)
     assert not [f for f in found.values() if f.level == "wrong" and f.subject != "embedded model"]
 
 

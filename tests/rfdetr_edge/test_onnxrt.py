@@ -87,7 +87,7 @@ def test_a_text_is_an_artifact_error(tmp_path):
         ("nowhere.onnx", "does not exist"),
         ("folder.onnx", "is a folder"),
         ("model.engine", r"no backend runs \.engine files.*onnxrt \(\.onnx\)"),
-        ("model.tflite", r"no backend runs \.tflite files.*onnxrt \(\.onnx\)"),
+        ("model.pt", r"no backend runs \.pt files.*onnxrt \(\.onnx\), litert \(\.tflite\)"),
         ("model", "suffixless"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_path_that_cannot_be_opened_says_why(tmp_path, name, message):
 
 
 def test_options_that_do_not_exist_are_refused(artifact):
-    with pytest.raises(InputError, match="no backend 'trt'; choose one of onnxrt"):
+    with pytest.raises(InputError, match="no backend 'trt'; choose one of onnxrt, litert"):
         open_session(artifact, backend="trt")
     for threads in (0, 100_000):
         with pytest.raises(InputError, match=f"threads must be 1 to 1024, not {threads}"):

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.layers import attend, merge_heads, split_heads
-
-Grid = tuple[int, int]
+from trainer.model.sampling import Grid, Sampling, gathered
 
 
 class Memory(NamedTuple):
@@ -58,11 +57,14 @@ class DeformableAttention(nn.Module):
 
     The channel layout of `sampling_offsets` is ((head * L + level) * P + point) * 2 + xy, that of
     `attention_weights` (head * L + level) * P + point (architecture.md section 5).
+
+    sampling: how memory is read at the points, to be set where another way suits a device better.
     """
 
     def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
+        self.sampling: Sampling = gathered
         self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
         self.attention_weights = nn.Linear(dim, heads * levels * points)
         self.value_proj = nn.Linear(dim, dim)
@@ -71,27 +73,18 @@ class DeformableAttention(nn.Module):
     def forward(self, query: Tensor, reference_cxcywh: Tensor, memory: Memory) -> Tensor:
         """query (B, Q, D), reference (B, Q, 4) in 0-1. Outside the memory there are zeros."""
         count, dim = int(query.shape[1]), int(query.shape[2])
-        # Levels and points stay merged: tensors of rank 5, which every converter takes.
+        # Heads, levels and points stay merged: the delegates of TFLite take tensors up to rank 4.
         places = self.levels * self.points
-        offsets = self.sampling_offsets(query).reshape(-1, count, self.heads, places, 2)
+        offsets = self.sampling_offsets(query).reshape(-1, count, self.heads * places, 2)
         weights = self.attention_weights(query).reshape(-1, count, self.heads, places)
         weights = weights.softmax(dim=-1).transpose(1, 2).reshape(-1, count, places)
-        reference = reference_cxcywh[:, :, None, None, :]
+        reference = reference_cxcywh.unsqueeze(2)
         points = reference[..., :2] + offsets * (0.5 / self.points) * reference[..., 2:]
-        points = (2 * points - 1).transpose(1, 2).reshape(-1, count, places, 2)  # (B * M, Q, ...)
-        size = dim // self.heads
+        points = (2 * points - 1).reshape(-1, count, self.heads, places * 2).transpose(1, 2)
+        points = points.reshape(-1, count, places, 2)  # (B * M, Q, L * P, 2)
         value = self.value_proj(memory.cells).transpose(1, 2)  # (B, D, S)
-        value = value.reshape(-1, size, int(memory.cells.shape[1]))  # (B * M, d, S)
-        sampled = []
-        start = 0
-        for level, (rows, columns) in enumerate(memory.grids):
-            stop = start + rows * columns
-            maps = value[:, :, start:stop].reshape(-1, size, rows, columns)
-            here = points[:, :, level * self.points : (level + 1) * self.points]
-            sampled.append(F.grid_sample(maps, here, align_corners=False))
-            start = stop
-        joined = sampled[0] if len(sampled) == 1 else torch.cat(sampled, dim=-1)
-        mixed = (joined * weights[:, None]).sum(-1)  # (B * M, d, Q)
+        value = value.reshape(-1, dim // self.heads, int(memory.cells.shape[1]))  # (B * M, d, S)
+        mixed = self.sampling(value, memory.grids, points, weights)  # (B * M, d, Q)
         return self.output_proj(mixed.reshape(-1, dim, count).transpose(1, 2))
 
     def reset(self) -> None:

@@ -120,10 +120,11 @@ class Encoder(nn.Module):
         table = self.position_table(rows, columns)
         n, width = self.windows, int(table.shape[-1])
         patches = self.patches(images).reshape(-1, width, rows * columns).transpose(1, 2)
+        # A window's columns and channels lie side by side and move as one axis: rank 4.
         patches = (
             (patches + table[:, 1:])
-            .reshape(-1, n, rows // n, n, columns // n, width)
-            .transpose(2, 3)
+            .reshape(-1, rows // n, n, columns // n * width)
+            .transpose(1, 2)
             .reshape(-1, (rows // n) * (columns // n), width)
         )
         class_token = (self.class_token + table[:, :1]).expand(patches.shape[0], -1, -1)
@@ -133,9 +134,12 @@ class Encoder(nn.Module):
         n, width = self.windows, int(tokens.shape[-1])
         return (
             tokens[:, 1:]
-            .reshape(-1, n, n, rows // n, columns // n, width)
-            .permute(0, 5, 1, 3, 2, 4)  # B, C, window row, row, window column, column
+            .reshape(-1, n, rows // n, columns // n * width)
+            .transpose(1, 2)  # B * window row, row, window column, column * C
+            .reshape(-1, rows * columns, width)
+            .transpose(1, 2)
             .reshape(-1, width, rows, columns)
+            .contiguous()  # pixel by pixel inside a channel, for the convolutions that follow
         )
 
 

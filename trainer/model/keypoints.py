@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rfdetr_edge.keypoints import CHANNELS
 from rfdetr_edge.variants import Variant
 from trainer.model.attention import DeformableAttention, Memory, SelfAttention, flatten_levels
-from trainer.model.layers import MLP
+from trainer.model.layers import MLP, is_traced
 from trainer.model.output import Prediction
 from trainer.model.projector import Projector
 
@@ -86,13 +86,13 @@ class KeypointLayer(nn.Module):
     ) -> Tensor:
         """Points (B, Q, K, D) after attention into the memory and the feed-forward."""
         count, tokens, dim = (int(side) for side in points.shape[1:])
-        flat = points.reshape(-1, count * tokens, dim)
         query = (points + position.unsqueeze(2)).reshape(-1, count * tokens, dim)
         boxes = reference_cxcywh.unsqueeze(2).expand(-1, -1, tokens, -1)
         boxes = boxes.reshape(-1, count * tokens, 4)
-        flat = self.norm2(flat + self.cross_attn(query, boxes, memory))
-        flat = self.norm3(flat + self.linear2(self.linear1(flat).relu()))
-        return flat.reshape(-1, count, tokens, dim)
+        found = self.cross_attn(query, boxes, memory)
+        # Not added to a reshaped copy of the points: LiteRT 2.3 would add the positions in place.
+        points = self.norm2(points + found.reshape(-1, count, tokens, dim))
+        return self.norm3(points + self.linear2(self.linear1(points).relu()))
 
 
 class KeypointDecoder(nn.Module):
@@ -167,7 +167,7 @@ class KeypointBranch(nn.Module):
 
         deltas (B, Q, K, 8): what a head gives; distances are in sizes of the boxes (B, Q, 4).
         """
-        if not torch.jit.is_tracing():
+        if not is_traced():
             deltas = deltas.nan_to_num(0, 0, 0)
         boxes = boxes_cxcywh.unsqueeze(2)
         centre = deltas[..., :2] * boxes[..., 2:] + boxes[..., :2]

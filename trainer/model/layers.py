@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def is_traced() -> bool:
+    """Whether the network is being written down for another runtime: to ONNX or by torch.export."""
+    return bool(torch.jit.is_tracing() or torch.compiler.is_compiling())
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention over (..., tokens, head size); no dropout.
 
@@ -21,7 +26,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = N
     times as long, and not when traced, so that it exports to plain MatMul and Softmax nodes.
     """
     fused_pays = query.is_cuda or query.dtype is torch.float32
-    if fused_pays and not torch.jit.is_tracing():
+    if fused_pays and not is_traced():
         return F.scaled_dot_product_attention(query, key, value, visible)
     scores = (query * int(query.shape[-1]) ** -0.5) @ key.transpose(-2, -1)
     if visible is not None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.model.attention import Grid
 from trainer.model.layers import MLP, apply_deltas
+from trainer.model.sampling import Grid
 
 _FIRST_SIZE = 0.05
+_MARGIN = 0.01
 
 
 class ProposalGroup(nn.Module):
@@ -41,8 +42,8 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, int(rows.shape[-1])))
 
 
-def anchor_boxes(grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
-    """Anchors (1, S, 4) cxcywh in 0-1 and which of them count (1, S, 1), as float32.
+def anchor_boxes(grids: Sequence[Grid]) -> tuple[Tensor, Tensor | None]:
+    """Anchors (1, S, 4) cxcywh in 0-1 and which of them count (1, S, 1), as float32; None for all.
 
     One anchor per cell, 0.05 wide at the first level and twice that at each further one. An anchor
     with any number outside (0.01, 0.99) is set to 0, and so must be its memory row.
@@ -55,5 +56,8 @@ def anchor_boxes(grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
         size = torch.full_like(cx, _FIRST_SIZE * 2.0**level)
         levels.append(torch.stack([cx, cy, size, size], dim=-1).flatten(0, 1))
     anchors = torch.cat(levels).unsqueeze(0)
-    valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True).float()
+    # The outermost centres are nearest to the margin. Plain numbers, as torch.export needs.
+    if all(0.5 / side > _MARGIN for grid in grids for side in grid):
+        return anchors, None
+    valid = ((anchors > _MARGIN) & (anchors < 1 - _MARGIN)).all(-1, keepdim=True).float()
     return anchors * valid, valid

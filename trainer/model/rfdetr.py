@@ -84,9 +84,10 @@ class RFDETR(nn.Module):
     def _propose(self, memory: Memory) -> tuple[Prediction, Tensor]:
         """The proposals of every group, and the memory (B, Q, D) they were chosen from."""
         cells = memory.cells
-        anchors, valid = (part.to(cells.device) for part in anchor_boxes(memory.grids))
-        if not bool(valid.all()):
-            cells = cells * valid
+        anchors, valid = anchor_boxes(memory.grids)
+        anchors = anchors.to(cells.device)
+        if valid is not None:
+            cells = cells * valid.to(cells.device)
         groups = self.proposals if self.training else self.proposals[:1]
         chosen = [group(cells, anchors, self.variant.num_queries) for group in groups]
         boxes, logits, content = (
