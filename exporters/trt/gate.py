@@ -1,0 +1,33 @@
+"""The gate of engines: does an engine find what the ONNX file it was built of finds?
+
+Both hold the same numbers, but add them up in another order: an FP32 engine must equal its ONNX
+file, of lower precision the detections that a user would see must be the same. Knows nothing of
+TensorRT.
+"""
+
+from pathlib import Path
+
+from exporters.calibration import calibration_set
+from exporters.trials import trial
+from exporters.verify import compare, gate_images
+from rfdetr_edge.backends import Session
+from rfdetr_edge.detector import Detector
+from rfdetr_edge.errors import ArtifactError
+
+
+def check_engine(onnx: Session, engine: Session, images: Path | None) -> str:
+    """Says what was compared. images: a folder, None for the embedded photos.
+
+    Raises ArtifactError for an engine that finds something else, and what the runtime raises.
+    """
+    metadata = Detector.from_session(onnx).metadata
+    paths = gate_images(images, metadata.task)
+    if metadata.precision == "fp32":
+        comparison = compare(onnx, engine, paths)
+        passed, seen = comparison.passed, str(comparison)
+    else:
+        outcome = trial(onnx, calibration_set(paths)).run(engine)
+        passed, seen = outcome.agreement.close, str(outcome)
+    if not passed:
+        raise ArtifactError(f"the engine differs from the ONNX file it was built of: {seen}")
+    return seen
