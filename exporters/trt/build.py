@@ -66,7 +66,8 @@ def build(
     start = time.perf_counter()
     with watched(module, config, "building"):
         plan = network.builder.build_serialized_network(network.definition, config)
-    checked(module, plan, f"build an engine of {source}")
+    scarce = "" if options.workspace is None else "; a larger --workspace may help"
+    checked(module, plan, f"build an engine of {source}{scarce}")
     seconds = time.perf_counter() - start
     if options.timing_cache is not None:
         _keep_timings(module, config, options.timing_cache)

@@ -83,17 +83,13 @@ def export_engine(
 
 
 def _for_onnx(arguments: argparse.Namespace, precision: str, output: Path) -> argparse.Namespace:
-    """The same as options of --format onnx.
-
-    More than one image a run are an open batch there, since lower precision is measured image by
-    image; the engine's profile fixes it again.
-    """
+    """The same as options of --format onnx."""
     changed = {
         **dict.fromkeys(OPTIONS),
         "format": "onnx",
         "output": output,
         "precision": precision,
         "target": "tensorrt",
-        "batch": arguments.batch if arguments.batch in (None, 1) else "dynamic",
+        "batch": "dynamic" if isinstance(arguments.batch, tuple) else arguments.batch,
     }
     return argparse.Namespace(**{**vars(arguments), **changed})

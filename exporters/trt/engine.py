@@ -33,7 +33,7 @@ from rfdetr_edge.metadata import (
     parse_metadata,
 )
 
-# Images that a graph in half precision is run on: scales either fit or they do not.
+# Images that a graph in half precision is run on, to see what overflows.
 _MOST_IMAGES = 4
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,9 @@ def look(source: Source, precision: Precision, images: Path | None = None) -> No
     """
     findings = preflight(source.model, precision, _tensors(source, images))
     errors = [finding.text for finding in findings if finding.is_error]
+    said = source.metadata.precision if source.metadata else precision
+    if said != source.precision:
+        errors.append(f"its metadata says {said}, its graph holds {source.precision}")
     if errors:
         raise ArtifactError(
             "\n  ".join([f"no {precision} engine can be built of {source.path}:", *errors])
@@ -131,9 +134,7 @@ def _tensors(source: Source, images: Path | None) -> Iterator[NDArray[np.float32
     if source.metadata is not None:
         chosen = gate_images(images, source.metadata.task)
         spec = source.metadata.input
-        batch = max(source.image[1][0], 1)
-        for tensor in islice(calibration_set(chosen).tensors(spec), _MOST_IMAGES):
-            yield np.repeat(tensor, batch, axis=0)
+        yield from islice(calibration_set(chosen).tensors(spec), _MOST_IMAGES)
 
 
 def _record(

@@ -43,8 +43,8 @@ class EngineOptions:
         fixed = (size, size, size)
         if self.batch not in (None, fixed):
             raise InputError(
-                f"this graph takes {size} images at a time, not {_text(self.batch)}; leave --batch "
-                "out, or export the checkpoint with --batch dynamic"
+                f"the batch of this graph is fixed at {size}, and cannot be {_text(self.batch)}; "
+                "leave --batch out, or export the checkpoint anew"
             )
         return fixed
 

@@ -1,4 +1,7 @@
-"""The same build as a command line, for machines that have TensorRT but not its Python module."""
+"""The same build as a command line, for machines that have TensorRT but not its Python module.
+
+The switches are those that NVIDIA documents; nothing here has run them.
+"""
 
 import shlex
 from pathlib import Path
