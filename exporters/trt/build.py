@@ -58,14 +58,15 @@ def build(
     """
     _check(tensorrt, options, has_gpu)
     module = tensorrt.module
-    network = parse(tensorrt, source)
-    _require(precision, products(module, network.definition), f"the network of {source}")
-    _, shape = network.image
+    parsed = parse(tensorrt, source)
+    _require(precision, products(module, parsed.definition), f"the network of {source}")
+    _, shape = parsed.image
     batch = options.fitting_batch(shape[0])
-    config = _configured(module, network, options, batch)
+    config = _configured(module, parsed, options, batch)
     start = time.perf_counter()
     with watched(module, config, "building"):
-        plan = network.builder.build_serialized_network(network.definition, config)
+        builder = parsed.builder
+        plan = builder.build_serialized_network(parsed.definition, config)
     scarce = "" if options.workspace is None else "; a larger --workspace may help"
     checked(module, plan, f"build an engine of {source}{scarce}")
     seconds = time.perf_counter() - start
@@ -95,15 +96,15 @@ def _require(asked: Precision, found: Mapping[Precision, int], what: str) -> Non
         raise ArtifactError(f"{what} is not {asked}, but has {counts}; make the artifact again")
 
 
-def _configured(module: Any, network: Network, options: EngineOptions, batch: Batch) -> Any:
+def _configured(module: Any, parsed: Network, options: EngineOptions, batch: Batch) -> Any:
     """TensorRT's IBuilderConfig."""
-    builder = network.builder
+    builder = parsed.builder
     config = checked(module, builder.create_builder_config(), "create a configuration")
     config.clear_flag(module.BuilderFlag.TF32)
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # for the inspector
     if options.workspace is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace * _MIB)
-    name, shape = network.image
+    name, shape = parsed.image
     if shape[0] < 0:
         profile = checked(module, builder.create_optimization_profile(), "create a profile")
         profile.set_shape(name, *((size, *shape[1:]) for size in batch))
@@ -123,6 +124,6 @@ def _use_timings(module: Any, config: Any, path: Path) -> None:
 
 def _keep_timings(module: Any, config: Any, path: Path) -> None:
     cache = checked(module, config.get_timing_cache(), "give its timing cache")
-    kept = checked(module, cache.serialize(), "write its timing cache")
+    times = checked(module, cache.serialize(), "write its timing cache")
     with replacing(path) as temporary:
-        temporary.write_bytes(memoryview(kept))
+        temporary.write_bytes(memoryview(times))

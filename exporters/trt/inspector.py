@@ -39,8 +39,8 @@ def layer_types(report: str) -> Mapping[str, int]:
     The type stands under "Format/Datatype" in 10.x, under "DataType" in 11.
     """
     counts: Counter[str] = Counter()
-    for layer in json.loads(report)["Layers"]:
-        outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
+    for entry in json.loads(report)["Layers"]:
+        outputs = entry.get("Outputs", []) if isinstance(entry, dict) else []
         for name, text in outputs[0].items() if outputs else ():
             if name.lower().endswith("datatype") and (found := _TYPES.search(str(text))):
                 kind = found[0].capitalize()

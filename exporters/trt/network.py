@@ -30,7 +30,8 @@ class Network:
     @property
     def image(self) -> tuple[str, tuple[int, ...]]:
         """The name of the first input and its shape, -1 where that is open."""
-        tensor = self.definition.get_input(0)
+        network = self.definition
+        tensor = network.get_input(0)
         return tensor.name, tuple(tensor.shape)
 
 
