@@ -56,7 +56,7 @@ def build(
     Raises InputError for options that do not fit the graph or the TensorRT, BackendError for what
     TensorRT cannot do, and ArtifactError for a network or engine of another precision.
     """
-    _check(tensorrt, options, has_gpu)
+    check_options(tensorrt, options, has_gpu=has_gpu)
     module = tensorrt.module
     parsed = parse(tensorrt, source)
     _require(precision, products(module, parsed.definition), f"the network of {source}")
@@ -79,7 +79,8 @@ def build(
     return Built(plan, batch, layers, seconds)
 
 
-def _check(tensorrt: Installed, options: EngineOptions, has_gpu: bool) -> None:
+def check_options(tensorrt: Installed, options: EngineOptions, *, has_gpu: bool) -> None:
+    """What `build` raises before it looks at a graph: for a missing GPU, or no timings to keep."""
     if tensorrt.dialect.needs_gpu and not has_gpu:
         raise BackendError(
             f"{tensorrt} builds engines on the GPU that will run them, and there is none here; "

@@ -44,6 +44,8 @@ def export_engine(
 
     make_onnx: writes an artifact for the same arguments with --format onnx, and says how it went.
     """
+    from exporters.trt.build import check_options
+    from exporters.trt.device import device
     from exporters.trt.dialect import Choice, installed
     from exporters.trt.engine import export_engine, look, read_source
     from exporters.trt.options import EngineOptions
@@ -55,7 +57,9 @@ def export_engine(
     batch = (sizes,) * 3 if isinstance(sizes, int) else sizes
     options = EngineOptions(batch, arguments.workspace, arguments.timing_cache)
     dialect: Choice = arguments.dialect or "auto"
-    tensorrt = None if printing else installed(dialect)  # before the export, which takes its time
+    tensorrt = None if printing else installed(dialect)
+    if tensorrt is not None:  # before the export, which takes its time
+        check_options(tensorrt, options, has_gpu=device() is not None)
 
     lines = []
     source = None

@@ -35,5 +35,5 @@ def _driver_version() -> str | None:
         text = _VERSION.read_text(encoding="utf-8")
     except OSError:
         return None
-    found = re.search(r"Kernel Module\D*?\s(\d[\d.]+)", text)
+    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d[\d.]+)", text)
     return found[1] if found else None

@@ -18,7 +18,7 @@ from exporters.trt.build import Built, build
 from exporters.trt.device import Device, device
 from exporters.trt.dialect import Installed
 from exporters.trt.gate import check_engine
-from exporters.trt.options import EngineOptions
+from exporters.trt.options import Batch, EngineOptions
 from exporters.trt.preflight import preflight
 from exporters.verify import gate_images
 from rfdetr_edge.backends import open_session
@@ -119,7 +119,7 @@ def export_engine(
         seen = f"built but not run{'' if here else ': there is no GPU here'}"
         if here is not None and verified and source.metadata is not None:
             write_record(temporary, record)
-            seen = _compare(source, temporary, images)
+            seen = _compare(source, temporary, built.batch, images)
             record = replace(record, metadata=_verified(source.metadata, "passed"))
         write_record(output, record)
     sizes = "-".join(map(str, dict.fromkeys(built.batch)))
@@ -167,12 +167,12 @@ def _verified(metadata: ModelMetadata, verification: Verification) -> str:
     return replace(metadata, provenance=provenance).to_json()
 
 
-def _compare(source: Source, engine: Path, images: Path | None) -> str:
+def _compare(source: Source, engine: Path, batch: Batch, images: Path | None) -> str:
     reference = open_session(source.path, provider="cpu")
     try:
         candidate = open_session(engine)
         try:
-            return check_engine(reference, candidate, images)
+            return check_engine(reference, candidate, sorted({batch[0], batch[2]}), images)
         finally:
             candidate.close()
     finally:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from exporters.trt.dialect import Installed
-from exporters.trt.log import checked, recorder
+from exporters.trt.log import checked, constructed, recorder
 from rfdetr_edge.metadata import Precision
 
 # "Half", or inside "Row major linear FP16 format", as versions have it.
@@ -27,10 +27,11 @@ def inspect(tensorrt: Installed, plan: Any) -> Mapping[str, int]:
     Raises BackendError where it cannot be loaded.
     """
     module = tensorrt.module
-    runtime = checked(module, module.Runtime(recorder(module)), "start its runtime")
+    runtime = constructed(module, module.Runtime, recorder(module))
     engine = checked(module, runtime.deserialize_cuda_engine(plan), "load the engine it built")
     inspector = checked(module, engine.create_engine_inspector(), "inspect the engine")
-    return layer_types(inspector.get_engine_information(module.LayerInformationFormat.JSON))
+    report = inspector.get_engine_information(module.LayerInformationFormat.JSON)
+    return layer_types(checked(module, report or None, "describe the engine"))
 
 
 def layer_types(report: str) -> Mapping[str, int]:

@@ -46,6 +46,17 @@ def last_lines(module: Any) -> str:
     return "".join(f"\n  {line}" for text in recorder(module).lines for line in text.splitlines())
 
 
+def constructed(module: Any, kind: Any, *arguments: Any) -> Any:
+    """An object of one of the module's classes. Raises BackendError where the library gives none.
+
+    Its bindings make a TypeError of that.
+    """
+    try:
+        return kind(*arguments)
+    except TypeError as error:
+        raise BackendError(f"TensorRT gives no {kind.__name__}{last_lines(module)}") from error
+
+
 def checked(module: Any, answer: _Made | None, task: str) -> _Made:
     """The answer of a call. Raises BackendError for None and False, which say that it failed."""
     if answer is None or answer is False:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.trt.dialect import Installed
-from exporters.trt.log import checked, last_lines, recorder
+from exporters.trt.log import checked, constructed, last_lines, recorder
 from rfdetr_edge.errors import BackendError
 from rfdetr_edge.metadata import Precision
 
@@ -43,13 +43,10 @@ def parse(tensorrt: Installed, source: Path) -> Network:
     module = tensorrt.module
     log = recorder(module)
     log.lines.clear()
-    try:
-        builder = module.Builder(log)
-    except TypeError as error:  # where the library gives none, as without a driver
-        raise BackendError(f"{tensorrt} gives no builder{last_lines(module)}") from error
+    builder = constructed(module, module.Builder, log)
     typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = checked(module, builder.create_network(typed), "create a network")
-    parser = module.OnnxParser(network, log)
+    parser = constructed(module, module.OnnxParser, network, log)
     if not parser.parse_from_file(str(source)):
         _refuse(tensorrt, source, parser)
     return Network(builder, network, parser)

@@ -28,6 +28,7 @@ from exporters.trt.build import build
 from exporters.trt.device import Device
 from exporters.trt.dialect import Installed, installed
 from exporters.trt.engine import export_engine, read_source
+from exporters.trt.log import checked, constructed
 from exporters.trt.network import parse, products
 from exporters.trt.options import EngineOptions
 from rfdetr_edge.backends import open_session
@@ -242,6 +243,33 @@ def test_the_command_line_refuses_what_is_for_something_else(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_timed_is_kept_and_used_again(tensorrt: Installed, tmp_path: Path) -> None:
+    # by TensorRT-RTX, which does nothing with it, and says so
+    dialect = replace(tensorrt.dialect, keeps_timings=True)
+    source = _detector(tmp_path / "m.onnx", "fp32")
+    options = EngineOptions(timing_cache=tmp_path / "times")
+    times = []
+    for _ in range(2):
+        with pytest.warns(DeprecationWarning, match="no-ops in TensorRT-RTX"):
+            build(replace(tensorrt, dialect=dialect), source, "fp32", options, has_gpu=False)
+        times.append((tmp_path / "times").read_bytes())
+    assert len(times[0]) > 100
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "times"}
+
+
+def test_a_class_that_gives_no_object_is_named(tensorrt: Installed) -> None:
+    module = tensorrt.module
+    with pytest.raises(BackendError, match="TensorRT gives no OnnxParser"):
+        constructed(module, module.OnnxParser, None)
+
+
+@pytest.mark.parametrize("answer", [None, False])
+def test_a_call_that_failed_is_named(answer: bool | None, tensorrt: Installed) -> None:
+    with pytest.raises(BackendError, match="TensorRT could not do this"):
+        checked(tensorrt.module, answer, "do this")
+    assert checked(tensorrt.module, 0, "do this") == 0
+
+
 def test_an_unknown_operator_is_named_with_its_node(tensorrt: Installed, tmp_path: Path) -> None:
     path = save_detector(tmp_path / "m.onnx")
     model = onnx.load(path)
@@ -398,6 +426,23 @@ def test_an_engine_that_was_run_and_found_equal_says_so(
     assert record.metadata is not None
     assert parse_metadata(record.metadata).provenance.verification == "passed"
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.engine", "m.engine.json"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_engine_of_an_open_batch_is_run_with_its_smallest_and_largest(
+    precision: Precision, tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def noted(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.add(len(outputs["dets"]))
+        return outputs
+
+    _pretend_a_gpu(monkeypatch, {"fp32": {"Float": 9}, "fp16": {"Half": 7}}[precision], noted)
+    source = read_source(_detector(tmp_path / "m.onnx", precision, None))
+    options = EngineOptions(batch=(2, 3, 5))
+    export_engine(source, tmp_path / "m.engine", tensorrt, precision, options)
+    assert seen == {2, 5}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

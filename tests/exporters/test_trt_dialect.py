@@ -9,6 +9,8 @@ import pytest
 from exporters.trt.dialect import DIALECTS, dialect_of, installed
 from exporters.trt.options import EngineOptions
 from exporters.trt.trtexec import commands
+from rfdetr_edge.cli import main
+from rfdetr_edge.demo import model_path
 from rfdetr_edge.errors import BackendError, BackendUnavailable, InputError
 
 _IMAGE = ("input", (1, 3, 384, 384))
@@ -98,6 +100,18 @@ def test_a_tensorrt_that_is_missing_says_where_it_comes_from(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendUnavailable, match=r"tensorrt is not installed: .* JetPack"):
         installed("tensorrt")
+
+
+def test_a_missing_gpu_is_told_before_anything_is_made(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "tensorrt.py").write_text("__version__ = '10.3.0'")
+    monkeypatch.setattr("exporters.trt.device.device", lambda: None)
+    command = ["export", str(model_path()), "-o", str(place / "m.engine"), "--format", "engine"]
+    assert main([*command, "--precision", "fp16"]) == 1
+    message = "TensorRT 10.3.0 builds engines on the GPU that will run them, and there is none"
+    assert message in capsys.readouterr().err
+    assert {path.suffix for path in place.iterdir()} <= {".py", ""}
 
 
 def test_there_is_a_command_for_each_dialect() -> None:
