@@ -65,9 +65,19 @@ def export_engine(
     source = None
     if arguments.source.suffix.lower() == ".onnx":
         source = read_source(arguments.source)
+        options.fitting_batch(source.batch)
     precision = arguments.precision or (source.precision if source else "fp32")
-    if source is None or source.precision != precision:
+    if source is not None and source.precision == precision:
+        _refuse_lowering(arguments, precision)
+    elif source is not None and precision == "fp32":
+        raise InputError(
+            f"{source.path} is {source.precision}; give the FP32 artifact it was made from, or "
+            "leave --precision out"
+        )
+    else:
         made = arguments.output.with_name(f"{arguments.output.name}.onnx")
+        if made.resolve() == arguments.source.resolve():
+            raise InputError(f"{made} would be written over; give the engine another name")
         lines.append(f"{made}: {make_onnx(_for_onnx(arguments, precision, made))}")
         source = read_source(made)
     if tensorrt is None:
@@ -84,6 +94,15 @@ def export_engine(
         verified=verified,
     )
     return "\n".join([*lines, f"{arguments.output}: {seen}"])
+
+
+def _refuse_lowering(arguments: argparse.Namespace, precision: str) -> None:
+    for name in ("calibration", "validation", "max_drop"):
+        if vars(arguments)[name] is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is for making an artifact of lower precision; "
+                f"{arguments.source} is {precision} already"
+            )
 
 
 def _for_onnx(arguments: argparse.Namespace, precision: str, output: Path) -> argparse.Namespace:

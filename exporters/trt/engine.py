@@ -59,6 +59,12 @@ class Source:
         sizes = value.type.tensor_type.shape.dim
         return value.name, tuple(size.dim_value or -1 for size in sizes)
 
+    @property
+    def batch(self) -> int:
+        """Images of one run, -1 where any number will do."""
+        _, shape = self.image
+        return shape[0] if shape else -1
+
 
 def read_source(path: Path) -> Source:
     """Raises ArtifactError for a file that is no ONNX, MetadataError for damaged metadata."""

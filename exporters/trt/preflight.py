@@ -75,6 +75,8 @@ def _inputs(model: onnx.ModelProto) -> Iterator[str]:
             name = onnx.TensorProto.DataType.Name(kind).lower()
             yield f"input {value.name} is {name}; the runtime feeds float32"
         sizes = value.type.tensor_type.shape.dim
+        if not sizes:
+            yield f"input {value.name} says nothing of its shape; export it again"
         if len(sizes) == 4 and not all(size.dim_value for size in sizes[1:]):
             yield (
                 f"height or width of input {value.name} is open; export it for one --shape (the "

@@ -25,9 +25,10 @@ from exporters.trt import build as building
 from exporters.trt import engine as engines
 from exporters.trt import monitor
 from exporters.trt.build import build
-from exporters.trt.device import Device
+from exporters.trt.device import Device, device
 from exporters.trt.dialect import Installed, installed
 from exporters.trt.engine import export_engine, read_source
+from exporters.trt.inspector import inspect
 from exporters.trt.log import checked, constructed
 from exporters.trt.network import parse, products
 from exporters.trt.options import EngineOptions
@@ -51,6 +52,12 @@ _RANGE = EngineOptions(batch=(1, 2, 4))
 @pytest.fixture(scope="module")
 def tensorrt() -> Installed:
     return installed("tensorrt-rtx")
+
+
+@pytest.fixture(autouse=True)
+def _without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tests on every machine."""
+    monkeypatch.setattr(engines, "device", lambda: None)
 
 
 def _detector(path: Path, precision: Precision, batch: int | None = 1) -> Path:
@@ -228,6 +235,8 @@ def test_options_that_make_no_sense_are_named(options: dict, message: str) -> No
         (["--format", "engine", "--batch", "dynamic"], "say --batch min,opt,max"),
         (["--format", "engine", "--precision", "int8"], "needs images that fix its scales"),
         (["--format", "engine", "--precision", "int8-dynamic"], "TensorRT cannot run int8-dynamic"),
+        (["--format", "engine", "--precision", "fp16", "--batch", "2,2,4"], "fixed at 1, and"),
+        (["--format", "engine", "--max-drop", "1"], "--max-drop is for making an artifact of"),
         (["--batch", "1,2,4"], "--batch min,opt,max is for --format engine"),
         (["--workspace", "100"], "--workspace is for --format engine"),
         (["--print-trtexec"], "--print-trtexec is for --format engine"),
@@ -268,6 +277,24 @@ def test_a_call_that_failed_is_named(answer: bool | None, tensorrt: Installed) -
     with pytest.raises(BackendError, match="TensorRT could not do this"):
         checked(tensorrt.module, answer, "do this")
     assert checked(tensorrt.module, 0, "do this") == 0
+
+
+def test_an_artifact_is_not_raised_to_fp32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = _detector(tmp_path / "m.onnx", "fp16")
+    command = ["export", str(source), "-o", str(tmp_path / "m.engine"), "--format", "engine"]
+    assert main([*command, "--precision", "fp32"]) == 2
+    assert "m.onnx is fp16; give the FP32 artifact it was made from" in capsys.readouterr().err
+
+
+def test_a_source_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = _detector(tmp_path / "m.engine.onnx", "fp32")
+    before = source.read_bytes()
+    command = ["export", str(source), "-o", str(tmp_path / "m.engine"), "--format", "engine"]
+    assert main([*command, "--precision", "fp16"]) == 2
+    assert "m.engine.onnx would be written over" in capsys.readouterr().err
+    assert source.read_bytes() == before
 
 
 def test_an_unknown_operator_is_named_with_its_node(tensorrt: Installed, tmp_path: Path) -> None:
@@ -469,7 +496,24 @@ def test_an_engine_whose_layers_have_another_precision_is_not_handed_out(
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@pytest.mark.slow  # 2 minutes
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "Float"), ("fp16", "Half")])
+def test_the_inspector_of_a_gpu_counts_layers(
+    precision: Precision, kind: str, tensorrt: Installed, tmp_path: Path
+) -> None:
+    if device() is None:
+        pytest.skip("no GPU")
+    source = _detector(tmp_path / "m.onnx", precision)
+    built = build(tensorrt, source, precision, EngineOptions(), has_gpu=True)
+    assert built.layers is not None
+    assert built.layers[kind] > 0
+
+
+def test_an_engine_that_does_not_load_is_named_with_the_reason(tensorrt: Installed) -> None:
+    with pytest.raises(BackendError, match=r"(?s)could not load the engine it built\n  .*Error"):
+        inspect(tensorrt, b"vtrt, and nothing more")
+
+
+@pytest.mark.slow  # 3 minutes
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("batch", [1, "dynamic"])
 def test_nano_with_random_weights_is_built(

@@ -78,9 +78,10 @@ def test_an_old_opset_is_a_warning() -> None:
         (onnx.TensorProto.INT64, [1, 3, 8, 8], "input x is int64; the runtime feeds float32"),
         (onnx.TensorProto.FLOAT, ["n", 3, "h", 8], "height or width of input x is open"),
         (onnx.TensorProto.FLOAT, [1, 3, 8, None], "height or width of input x is open"),
+        (onnx.TensorProto.FLOAT, None, "input x says nothing of its shape"),
     ],
 )
-def test_inputs_that_no_engine_takes_are_named(kind: int, shape: list, message: str) -> None:
+def test_inputs_that_no_engine_takes_are_named(kind: int, shape: list | None, message: str) -> None:
     model = _graph("y = MatMul(x, w)")
     model.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("x", kind, shape))
     assert _texts(model, "fp32", errors=True).startswith(message)
