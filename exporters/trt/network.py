@@ -11,7 +11,6 @@ from exporters.trt.log import checked, constructed, last_lines, recorder
 from rfdetr_edge.errors import BackendError
 from rfdetr_edge.metadata import Precision
 
-_MOST_FAULTS = 5
 _FLOATS: Mapping[str, Precision] = {"FLOAT": "fp32", "HALF": "fp16"}
 
 
@@ -86,15 +85,12 @@ def _source(module: Any, makers: Mapping[str, Any], tensor: Any) -> Any:
 
 
 def _refuse(tensorrt: Installed, source: Path, parser: Any) -> None:
-    """Raises what the parser found wrong."""
-    count = parser.num_errors
+    """Raises all that the parser found wrong."""
     texts = []
-    for number in range(min(count, _MOST_FAULTS)):
+    for number in range(parser.num_errors):
         fault = parser.get_error(number)
         node = " ".join(filter(None, (fault.node_operator(), fault.node_name()))) or "the graph"
         texts.append(f"\n  {node}: {fault.desc()}")
-    if count > _MOST_FAULTS:
-        texts.append(f"\n  and {count - _MOST_FAULTS} more")
     raise BackendError(
         f"{tensorrt} cannot run {source}; export it again with rfdetr-edge, or run it with ONNX "
         f"Runtime:{''.join(texts)}{last_lines(tensorrt.module)}"

@@ -6,6 +6,7 @@ names what has gone wrong elsewhere.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -18,7 +19,6 @@ from rfdetr_edge.metadata import Precision, Uncalibrated
 _FLOAT = onnx.TensorProto.FLOAT
 # The first opset with LayerNormalization.
 _WHOLE_NORMS = 17
-_UNCALIBRATED: tuple[Precision, ...] = Uncalibrated.__args__  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _inputs(model: onnx.ModelProto) -> Iterator[str]:
 def _precision(model: onnx.ModelProto, wanted: Precision) -> Iterator[str]:
     seen = inspected(model)
     yield from seen.faults
-    if seen.precision in _UNCALIBRATED:
+    if seen.precision in get_args(Uncalibrated):
         yield f"TensorRT cannot run {seen.precision}; make it int8, with --calibration DIR"
     elif seen.precision != wanted:
         yield f"most of its weights are {seen.precision}, not {wanted}"

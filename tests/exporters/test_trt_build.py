@@ -297,14 +297,15 @@ def test_a_source_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixt
     assert source.read_bytes() == before
 
 
-def test_an_unknown_operator_is_named_with_its_node(tensorrt: Installed, tmp_path: Path) -> None:
+def test_unknown_operators_are_named_with_their_nodes(tensorrt: Installed, tmp_path: Path) -> None:
     path = save_detector(tmp_path / "m.onnx")
     model = onnx.load(path)
-    model.graph.node[4].op_type, model.graph.node[4].domain = "Squash", "elsewhere"
-    model.graph.node[4].name = "the/odd/one"
+    for node, name in zip(model.graph.node[4:], ("the/odd/one", "another"), strict=True):
+        node.op_type, node.domain, node.name = "Squash", "elsewhere", name
     model.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
     onnx.save(model, path)
-    with pytest.raises(BackendError, match=r"(?s)cannot run .*\n  Squash the/odd/one: .*Squash"):
+    texts = r"(?s)cannot run .*\n  Squash the/odd/one: .*\n  Squash another: .*Squash"
+    with pytest.raises(BackendError, match=texts):
         build(tensorrt, path, "fp32", EngineOptions(), has_gpu=False)
 
 
