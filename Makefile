@@ -42,7 +42,7 @@ test-slow: .venv/.stamp
 
 .venv/.stamp: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -c constraints.txt -e '.[train,roboflow,tflite-export,dev]'
+	.venv/bin/python $(PIP) -c constraints.txt -e '.[train,roboflow,tflite-export,tensorrt-rtx,dev]'
 	touch $@
 
 .venv-oldest/.stamp: pyproject.toml constraints-oldest.txt

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from exporters.trt import cli as trt
 from rfdetr_edge.commands import Command
 from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.errors import ArtifactError, InputError
@@ -34,9 +35,10 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("onnx", "tflite"),
+        choices=("onnx", "tflite", "engine"),
         default="onnx",
-        help="tflite is LiteRT's, of fp32 and one image a run, from a checkpoint (default onnx)",
+        help="tflite is LiteRT's, of fp32 and one image a run, from a checkpoint; engine is "
+        "TensorRT's, from a checkpoint or an .onnx (default onnx)",
     )
     parser.add_argument(
         "--shape",
@@ -46,7 +48,10 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         help="input height and width in pixels (default: the checkpoint's resolution)",
     )
     parser.add_argument(
-        "--batch", type=_batch, default=1, metavar="N|dynamic", help="batch size (default 1)"
+        "--batch",
+        type=_batch,
+        metavar="N|dynamic|MIN,OPT,MAX",
+        help="batch size, or those of an engine (default 1, or that of the .onnx)",
     )
     parser.add_argument("--opset", type=int, help="ONNX opset, 17 to 20 (default 17)")
     parser.add_argument(
@@ -87,9 +92,9 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     lower.add_argument(
         "--precision",
         choices=get_args(Precision),
-        default="fp32",
         help="fp16; int8 with scales from --calibration; int8-dynamic, which finds scales as it "
-        "runs; int8-weight-only, a small file that computes in float (default fp32)",
+        "runs; int8-weight-only, a small file that computes in float (default fp32, or of an "
+        "engine that of the .onnx)",
     )
     lower.add_argument(
         "--max-drop",
@@ -117,24 +122,34 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         choices=("cpu", "tensorrt"),
         default="cpu",
-        help="whose int8 arithmetic the graph is written for (default cpu)",
+        help="whose int8 arithmetic the graph is written for (default cpu; of an engine tensorrt)",
     )
+    trt.add_arguments(parser)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     suffix = f".{arguments.format}"
     if arguments.output.suffix.lower() != suffix:
         raise InputError(f"the artifact must end in {suffix}, not {arguments.output.name!r}")
-    if arguments.format == "tflite":
-        print(f"{arguments.output}: {_export_tflite(arguments)}")
+    if arguments.format == "engine":
+        print(trt.export_engine(arguments, _export_onnx))
         return 0
+    _refuse(arguments, *trt.OPTIONS, why="--format engine")
+    if isinstance(arguments.batch, tuple):
+        raise InputError("--batch min,opt,max is for --format engine; an .onnx takes N or dynamic")
+    arguments.precision = arguments.precision or "fp32"
+    make = _export_tflite if arguments.format == "tflite" else _export_onnx
+    print(f"{arguments.output}: {make(arguments)}")
+    return 0
+
+
+def _export_onnx(arguments: argparse.Namespace) -> str:
     is_artifact = arguments.source.suffix.lower() == ".onnx"
     if arguments.precision == "fp32":
         if is_artifact:
             raise InputError(f"{arguments.source} is an artifact already; --precision lowers it")
         _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
-        print(f"{arguments.output}: {_export_checkpoint(arguments, arguments.output)}")
-        return 0
+        return _export_checkpoint(arguments, arguments.output)
     # before the export of a checkpoint, which takes its time
     if arguments.raw:
         raise InputError("--raw is for fp32: lower precision starts from the cleaned graph")
@@ -149,14 +164,11 @@ def _export(arguments: argparse.Namespace) -> int:
             f"TensorRT cannot run {arguments.precision}; give it --precision int8 --calibration DIR"
         )
     if is_artifact:
-        seen = _lower(arguments, arguments.source)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "fp32.onnx"
-            _export_checkpoint(arguments, source)
-            seen = _lower(arguments, source)
-    print(f"{arguments.output}: {seen}")
-    return 0
+        return _lower(arguments, arguments.source)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "fp32.onnx"
+        _export_checkpoint(arguments, source)
+        return _lower(arguments, source)
 
 
 def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
@@ -166,7 +178,7 @@ def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
 
     options = OnnxOptions(
         shape=tuple(arguments.shape) if arguments.shape else None,
-        batch=arguments.batch,
+        batch=1 if arguments.batch is None else arguments.batch,
         opset=17 if arguments.opset is None else arguments.opset,
         antialias=arguments.antialias,
         notes=arguments.notes,
@@ -187,7 +199,7 @@ def _export_tflite(arguments: argparse.Namespace) -> str:
         raise InputError("a .tflite is made from a checkpoint (.pth), not from an .onnx artifact")
     _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
     _refuse(arguments, "opset", why="--format onnx")
-    if arguments.batch != 1 or arguments.raw:
+    if arguments.batch not in (None, 1) or arguments.raw:
         raise InputError("--batch and --raw are for --format onnx; a .tflite takes one image a run")
 
     _quiet_converter()
@@ -388,18 +400,21 @@ def _naming_lack_of_memory() -> Iterator[None]:
         ) from None
 
 
-def _batch(text: str) -> int | str:
+def _batch(text: str) -> int | str | tuple[int, ...]:
     if text == "dynamic":
         return text
     try:
-        return int(text)
+        sizes = tuple(map(int, text.split(",")))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number or dynamic, not {text!r}") from None
+        sizes = ()
+    if len(sizes) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"must be a number, dynamic or MIN,OPT,MAX, not {text!r}")
+    return sizes if len(sizes) == 3 else sizes[0]
 
 
 export = Command(
     name="export",
-    help="checkpoint to ONNX or TFLite, compared with the checkpoint before it is handed out",
+    help="checkpoint to ONNX, TFLite or TensorRT, compared with it before it is handed out",
     add_arguments=_export_arguments,
     run=_export,
 )

@@ -1,0 +1,130 @@
+"""From an ONNX file to an engine, by TensorRT's builder. Knows nothing of detectors.
+
+TF32 is off: it rounds the factors of FP32 products to 10 bits, and what is asked for as FP32, be it
+the whole network or what FP16 leaves in it, is to be that.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporters.trt.dialect import Installed
+from exporters.trt.inspector import PRECISIONS, inspect
+from exporters.trt.log import checked
+from exporters.trt.monitor import watched
+from exporters.trt.network import Network, parse, products
+from exporters.trt.options import Batch, EngineOptions
+from rfdetr_edge.errors import ArtifactError, BackendError, InputError
+from rfdetr_edge.files import replacing
+from rfdetr_edge.metadata import Precision
+
+_MIB = 1 << 20
+# What an engine must have none of. FP16 has FP32 in it, and INT8 both: what would lose too much.
+_FORBIDDEN: Mapping[Precision, tuple[Precision, ...]] = {
+    "fp32": ("fp16", "int8"),
+    "fp16": ("int8",),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Built:
+    """An engine in memory.
+
+    plan: its bytes, as TensorRT's IHostMemory. layers: how many give what, as the engine inspector
+    says; None where there is no GPU to load it. seconds: of the build.
+    """
+
+    plan: Any
+    batch: Batch
+    layers: Mapping[str, int] | None
+    seconds: float
+
+
+def build(
+    tensorrt: Installed,
+    source: Path,
+    precision: Precision,
+    options: EngineOptions,
+    *,
+    has_gpu: bool,
+) -> Built:
+    """Builds an engine of an ONNX file whose graph has this precision.
+
+    has_gpu: whether the engine can be loaded here, to see what became of it.
+    Raises InputError for options that do not fit the graph or the TensorRT, BackendError for what
+    TensorRT cannot do, and ArtifactError for a network or engine of another precision.
+    """
+    check_options(tensorrt, options, has_gpu=has_gpu)
+    module = tensorrt.module
+    parsed = parse(tensorrt, source)
+    _require(precision, products(module, parsed.definition), f"the network of {source}")
+    _, shape = parsed.image
+    batch = options.fitting_batch(shape[0])
+    config = _configured(module, parsed, options, batch)
+    start = time.perf_counter()
+    with watched(module, config, "building"):
+        builder = parsed.builder
+        plan = builder.build_serialized_network(parsed.definition, config)
+    scarce = "" if options.workspace is None else "; a larger --workspace may help"
+    checked(module, plan, f"build an engine of {source}{scarce}")
+    seconds = time.perf_counter() - start
+    if options.timing_cache is not None:
+        _keep_timings(module, config, options.timing_cache)
+    layers = inspect(tensorrt, plan) if has_gpu else None
+    if layers:  # it may tell of none
+        found = {PRECISIONS[kind]: count for kind, count in layers.items()}
+        _require(precision, found, f"the engine of {source}")
+    return Built(plan, batch, layers, seconds)
+
+
+def check_options(tensorrt: Installed, options: EngineOptions, *, has_gpu: bool) -> None:
+    """What `build` raises before it looks at a graph: for a missing GPU, or no timings to keep."""
+    if tensorrt.dialect.needs_gpu and not has_gpu:
+        raise BackendError(
+            f"{tensorrt} builds engines on the GPU that will run them, and there is none here; "
+            "build on the device, use --dialect tensorrt-rtx, or see --print-trtexec"
+        )
+    if options.timing_cache is not None and not tensorrt.dialect.keeps_timings:
+        raise InputError(f"{tensorrt} times nothing while it builds; leave --timing-cache out")
+
+
+def _require(asked: Precision, found: Mapping[Precision, int], what: str) -> None:
+    wrong = [kind for kind in _FORBIDDEN.get(asked, ()) if found.get(kind)]
+    if wrong or not found.get(asked):
+        counts = ", ".join(f"{count} layers in {kind}" for kind, count in found.items()) or "none"
+        raise ArtifactError(f"{what} is not {asked}, but has {counts}; make the artifact again")
+
+
+def _configured(module: Any, parsed: Network, options: EngineOptions, batch: Batch) -> Any:
+    """TensorRT's IBuilderConfig."""
+    builder = parsed.builder
+    config = checked(module, builder.create_builder_config(), "create a configuration")
+    config.clear_flag(module.BuilderFlag.TF32)
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # for the inspector
+    if options.workspace is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace * _MIB)
+    name, shape = parsed.image
+    if shape[0] < 0:
+        profile = checked(module, builder.create_optimization_profile(), "create a profile")
+        profile.set_shape(name, *((size, *shape[1:]) for size in batch))
+        if config.add_optimization_profile(profile) < 0:
+            raise BackendError(f"TensorRT takes no profile of {batch} images for {name} {shape}")
+    if options.timing_cache is not None:
+        _use_timings(module, config, options.timing_cache)
+    return config
+
+
+def _use_timings(module: Any, config: Any, path: Path) -> None:
+    kept = path.read_bytes() if path.exists() else b""
+    cache = checked(module, config.create_timing_cache(kept), f"read the timing cache {path}")
+    task = f"use the timing cache {path}, of another GPU or TensorRT; give another file"
+    checked(module, config.set_timing_cache(cache, False), task)
+
+
+def _keep_timings(module: Any, config: Any, path: Path) -> None:
+    cache = checked(module, config.get_timing_cache(), "give its timing cache")
+    times = checked(module, cache.serialize(), "write its timing cache")
+    with replacing(path) as temporary:
+        temporary.write_bytes(memoryview(times))
