@@ -164,6 +164,15 @@ class FakeCuda:
                 return made
         raise self.fault(f"no device memory begins at {address}")
 
+    def pointer(self, address: int) -> int:
+        """Where the device memory that holds an address really lies."""
+        for made in self.live:
+            if isinstance(made, FakeBuffer) and made.kind == "device":
+                offset = address - made.address
+                if 0 <= offset < made.array.nbytes:
+                    return made.array.ctypes.data + offset
+        raise self.fault(f"{address} is in no device memory")
+
     @contextmanager
     def activated(self) -> Iterator[None]:
         if self.closed:

@@ -22,7 +22,9 @@ from rfdetr_edge import (
     demo,
 )
 from rfdetr_edge.backends import open_session
+from rfdetr_edge.backends.tensorrt import TensorRtSession
 from rfdetr_edge.cuda.driver import Driver, Gpu
+from rfdetr_edge.engine_record import read_record
 
 fakes = pytest.importorskip("fake_tensorrt")
 
@@ -247,19 +249,18 @@ def test_a_session_that_nobody_closes_is_given_back(gpu, engine):
     assert (gpu.live, gpu.closed) == ([], 1)
 
 
-def test_ten_thousand_sessions_leave_nothing_behind(gpu, engine, monkeypatch):
-    def reopened():
-        gpu.closed = 0
-        return gpu
-
-    monkeypatch.setattr(fakes.backend, "open_cuda", reopened)
+def test_ten_thousand_sessions_leave_nothing_behind(engine):
+    cuda, plan, record = FakeCuda(), engine.read_bytes(), read_record(engine)
+    module = fakes.fake_module(cuda)
     for turn in range(10_000):
-        session = open_session(engine)
+        session = TensorRtSession(cuda, module, plan, "model.engine", record)
         if turn % 100 == 0:
             session.run({"input": images(1)})
         session.close()
-        assert (gpu.live, gpu.closed) == ([], 1)
-    assert gpu.calls.count("cuMemAlloc") == gpu.calls.count("free device") == 60_000
+        assert (cuda.live, cuda.closed) == ([], 1)
+        cuda.closed = 0
+    assert cuda.calls.count("cuMemAlloc") == cuda.calls.count("free device") == 60_000
+    assert cuda.faults == []
 
 
 @pytest.mark.parametrize("made", range(7))
