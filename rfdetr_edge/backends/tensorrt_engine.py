@@ -117,7 +117,8 @@ class Engine:
             trt.DataType.INT32: np.dtype(np.int32),
             trt.DataType.INT64: np.dtype(np.int64),
         }
-        inputs, outputs = [], []
+        inputs: list[TensorSpec] = []
+        outputs: list[TensorSpec] = []
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             kind, layout = self._engine.get_tensor_dtype(name), self._engine.get_tensor_format(name)

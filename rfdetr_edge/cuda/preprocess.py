@@ -99,7 +99,11 @@ class DevicePreprocessor:
         grid = (-(-width // _BLOCK[0]), -(-height // _BLOCK[1]), 1)
         places = (source.device.address, address, *source.addresses)
         numbers = (*source.taps, image.shape[1], height, width, int(reverse))
-        arguments = [*map(np.uint64, places), *map(np.int32, numbers), *self._colours]
+        arguments: list[np.generic] = [
+            *(np.uint64(place) for place in places),
+            *(np.int32(number) for number in numbers),
+            *self._colours,
+        ]
         self._kernel.launch(grid, _BLOCK, arguments, stream)
 
     def close(self) -> None:
