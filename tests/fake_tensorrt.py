@@ -263,6 +263,8 @@ def fake_module(cuda: FakeCuda, version: str = VERSION) -> SimpleNamespace:
         TensorIOMode=TensorIOMode,
         TensorLocation=TensorLocation,
         TensorFormat=TensorFormat,
+        _Engine=Engine,
+        _Context=Context,
     )
 
 

@@ -168,8 +168,8 @@ class Engine:
 def _listener(trt: Any, heard: "deque[str]") -> Any:
     """A logger that keeps warnings and errors in `heard` and hands all to `logging`."""
     levels = {
-        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
-        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.INTERNAL_ERROR: logging.INFO,  # as an exception, which tells it, they come too
+        trt.ILogger.ERROR: logging.INFO,
         trt.ILogger.WARNING: logging.WARNING,
         trt.ILogger.INFO: logging.DEBUG,  # of a library that says much
     }
