@@ -1,17 +1,19 @@
 """`CudaBackend` by pycuda.
 
 Without `pycuda.autoinit`, which makes a context of its own beside the primary one that TensorRT
-uses. pycuda retains a primary context but cannot give it back: `detach` leaves it current in the
-thread that calls it, and does nothing in any other (pycuda 2026.1, `context::detach`). So it is
-retained once, for all sessions, until the process ends. pycuda frees streams, events and modules
-when the last reference goes, and does it right only where the context is current: inside
-`activated()`.
+uses. pycuda retains a primary context but cannot give it back in between: `detach` leaves it
+current in the thread that calls it, and does nothing in any other (pycuda 2026.1,
+`context::detach`). So it is retained once, for all sessions, until the process ends; left alone, it
+would then be taken for a context of the other kind, with a warning on stderr. pycuda frees streams,
+events and modules when the last reference goes, and does it right only where the context is
+current: inside `activated()`.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import pycuda.driver as drv
@@ -26,6 +28,8 @@ from rfdetr_edge.cuda.protocol import (
     Stream,
     refused,
 )
+
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which pycuda has no name
 
 
 class Pycuda:
@@ -85,7 +89,14 @@ class Pycuda:
 @lru_cache(maxsize=1)
 def _primary_context() -> Any:
     drv.init()
-    return drv.Device(0).retain_primary_context()
+    context = drv.Device(0).retain_primary_context()
+    finalize(Pycuda, _detach, context)  # at the end; sessions, which are made later, go before
+    return context
+
+
+def _detach(context: Any) -> None:
+    context.push()  # pycuda lets go only of the current one
+    context.detach()
 
 
 @contextmanager
@@ -100,7 +111,7 @@ def _mapped(call: str) -> Iterator[None]:
 class _Stream:
     def __init__(self) -> None:
         with _mapped("cuStreamCreate"):
-            self.pycudas: Any = drv.Stream(drv.stream_flags.NON_BLOCKING)
+            self.pycudas: Any = drv.Stream(_NON_BLOCKING)
         self.handle: int = self.pycudas.handle
 
     def synchronize(self) -> None:

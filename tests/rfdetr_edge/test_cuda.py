@@ -72,6 +72,8 @@ def test_the_script_builds_pycuda_which_gives_all_of_the_protocol(tmp_path):
         pytest.skip("no GPU toolkit: CUDA's headers are not installed")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
     python = tmp_path / "venv/bin/python"
+    pip = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*pip, "numpy", "pytest"], check=True, timeout=600)
     script = ROOT / "docs/build_pycuda.sh"
     subprocess.run([script, python], check=True, timeout=3000)
     (module,) = (tmp_path / "venv/lib").glob("python*/site-packages/pycuda/_driver*.so")
