@@ -53,7 +53,7 @@ class _Buffer:
 
     def view(self, count: int) -> NDArray[Any]:
         """The host's side as `count` images."""
-        shape = (count, *map(int, self.spec.shape[1:]))  # type: ignore[arg-type]  # none is open
+        shape = (count, *_image_shape(self.spec))
         return self.host.array[: self.size(count)].view(self.spec.dtype).reshape(shape)
 
     def size(self, count: int) -> int:
@@ -230,7 +230,7 @@ def _check_machine(path: Path, record: EngineRecord, driver: Driver, version: st
     fits = record.sm in (None, gpu.sm) and _release_of(record.version) == _release_of(version)
     if fits:
         return
-    target = "any GPU" if record.sm is None else f"sm_{record.sm} ({record.gpu})"
+    target = "any GPU" if record.sm is None else f"sm_{record.sm} ({record.gpu or 'unnamed'})"
     raise BackendError(
         f"{path} was built for {target} and {record.family} {record.version}; this is "
         f"sm_{gpu.sm} ({gpu.name}) with {record.family} {version}; build it here again with "
@@ -270,5 +270,9 @@ def _release(cuda: CudaBackend, made: ExitStack) -> None:
 
 
 def _image_bytes(spec: TensorSpec) -> int:
-    """Of one image, whose sizes are all known."""
-    return spec.dtype.itemsize * prod(size or 0 for size in spec.shape[1:])
+    return spec.dtype.itemsize * prod(_image_shape(spec))
+
+
+def _image_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """Of one image, of which an engine leaves no size open."""
+    return tuple(size or 0 for size in spec.shape[1:])
