@@ -30,7 +30,7 @@ test-slow: .venv/.stamp
 	.venv/bin/python -m pytest -q -m slow
 
 # Not editable, so that the demo shows what users get: the files that the wheel holds.
-.venv-demo/.stamp: pyproject.toml constraints.txt $(wildcard rfdetr_edge/*.py rfdetr_edge/backends/*.py rfdetr_edge/datasets/*.py rfdetr_edge/demo/*.* rfdetr_edge/demo/*/*.*)
+.venv-demo/.stamp: pyproject.toml constraints.txt $(wildcard rfdetr_edge/*.py rfdetr_edge/backends/*.py rfdetr_edge/cuda/*.* rfdetr_edge/datasets/*.py rfdetr_edge/demo/*.* rfdetr_edge/demo/*/*.*)
 	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/python $(PIP) -c constraints.txt '.[onnx]'
 	touch $@
@@ -42,11 +42,11 @@ test-slow: .venv/.stamp
 
 .venv/.stamp: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -c constraints.txt -e '.[train,roboflow,tflite-export,tensorrt-rtx,dev]'
+	.venv/bin/python $(PIP) -c constraints.txt -e '.[train,roboflow,tflite-export,tensorrt-rtx,cuda,dev]'
 	touch $@
 
 .venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON310) -m venv .venv-oldest
-	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt -e '.[onnx,tflite,eval,supervision]' \
+	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt -e '.[onnx,tflite,cuda,eval,supervision]' \
 		onnx pillow pytest hypothesis filelock tqdm
 	touch $@

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +22,9 @@ import numpy as np
 
 from rfdetr_edge import demo
 from rfdetr_edge.commands import EXTRAS
+from rfdetr_edge.cuda.driver import probe_driver
 from rfdetr_edge.detector import Detector
-from rfdetr_edge.errors import ArtifactError, RFDETREdgeError
+from rfdetr_edge.errors import ArtifactError, BackendUnavailable, RFDETREdgeError
 
 Level = Literal["ok", "absent", "wrong"]
 
@@ -72,6 +73,7 @@ def examine() -> list[Finding]:
         *doubled_distributions("OpenCV", OPENCV, installed),
         *hidden_copies("OpenCV", "cv2", OPENCV, sys.path, installed),
         *_extras(),
+        *_tensorrt(),
         _embedded(),
     ]
 
@@ -197,6 +199,45 @@ def _extras() -> list[Finding]:
             else Finding("ok", f"extra {extra}", ", ".join(modules))
         )
     return findings
+
+
+def _tensorrt() -> list[Finding]:
+    """What running an engine takes. TensorRT is looked for and not imported.
+
+    Without a driver it can take the process down.
+    """
+    try:
+        driver = probe_driver()
+    except BackendUnavailable as error:
+        found = [Finding("absent", "NVIDIA driver", str(error))]
+    else:
+        gpus = ", ".join(f"{gpu.name} (sm_{gpu.sm})" for gpu in driver.gpus)
+        found = [Finding("ok", "NVIDIA driver", f"CUDA up to {driver.cuda}, {gpus}")]
+    wanted = "where engines shall run"
+    for subject, modules, fix in (
+        (
+            "TensorRT",
+            ("tensorrt", "tensorrt_rtx"),
+            "JetPack and NVIDIA's packages bring it: make the venv with --system-site-packages, ",
+        ),
+        ("extra tensorrt", ("pycuda", "cuda"), "pip install 'rfdetr-edge[tensorrt]', "),
+    ):
+        present = [_versioned(module) for module in modules if find_spec(module) is not None]
+        if present:
+            found.append(Finding("ok", subject, ", ".join(present)))
+        else:
+            missing = " and ".join(modules)
+            found.append(Finding("absent", subject, f"without {missing}", fix + wanted))
+    return found
+
+
+def _versioned(module: str) -> str:
+    """The name of an installed module with the version that its distribution tells."""
+    distribution = {"cuda": "cuda-bindings"}.get(module, module)
+    try:
+        return f"{distribution} {version(distribution)}"
+    except PackageNotFoundError:  # put there by something else than pip
+        return distribution
 
 
 def _embedded() -> Finding:

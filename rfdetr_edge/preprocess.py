@@ -71,6 +71,32 @@ def check_image(image: NDArray[Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Taps:
+    """An axis's resize as weighted sums of neighbours, for code that is no matrix product.
+
+    Output i is the sum of weights[i, k] * source[first[i] + k]. first: (outputs,) int32. weights:
+    (outputs, taps) float32, zero where an output has fewer neighbours; all taps are in the source.
+    """
+
+    first: NDArray[np.int32]
+    weights: Float32
+
+
+def axis_taps(source: int, target: int, antialias: bool) -> Taps:
+    """The resize of an axis from `source` to `target` pixels, exactly as `preprocess` does it."""
+    outputs: list[tuple[NDArray[np.intp], Float32]] = []
+    for start in range(0, target, _BLOCK):
+        inputs, weights = _weights(start, source, target, antialias)
+        outputs += [(inputs[row > 0], row[row > 0]) for row in weights]
+    taps = max(int(inputs[-1] - inputs[0]) + 1 for inputs, _ in outputs)
+    first = np.array([min(inputs[0], source - taps) for inputs, _ in outputs], np.int32)
+    table = np.zeros((target, taps), np.float32)
+    for row, start, (inputs, weights) in zip(table, first, outputs, strict=True):
+        row[inputs - start] = weights
+    return Taps(first, table)
+
+
+@dataclass(frozen=True, slots=True)
 class _Block:
     """The next _BLOCK outputs of one axis: `weights (outputs, inputs) @ used pixels[inputs]`."""
 

@@ -81,6 +81,7 @@ BACKENDS = MappingProxyType(
     {
         "onnxrt": Backend("rfdetr_edge.backends.onnxrt", "onnxruntime", "onnx", ".onnx"),
         "litert": Backend("rfdetr_edge.backends.litert", "ai_edge_litert", "tflite", ".tflite"),
+        "tensorrt": Backend("rfdetr_edge.backends.tensorrt", "tensorrt", "tensorrt", ".engine"),
     }
 )
 

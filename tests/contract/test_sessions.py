@@ -42,6 +42,18 @@ def litert_reference(folder):
     return open_session(path, provider="reference")
 
 
+def tensorrt(folder):
+    """With CUDA and TensorRT that are fakes and executions that are not."""
+    pytest.importorskip("onnxruntime")
+    fakes = pytest.importorskip("fake_tensorrt")
+    onnx = save_detector(folder / "model.onnx", batch=None)
+    artifact = folder / "model.engine"
+    fakes.save_engine(artifact, onnx, batch=(1, 2, 2), metadata_json=metadata().to_json())
+    with pytest.MonkeyPatch.context() as patches:
+        fakes.install(patches, fakes.FakeCuda())
+        return open_session(artifact)
+
+
 def fake(_):
     def mean_colour(feeds):
         mean = feeds["input"].mean(axis=(2, 3))[:, None, :]  # (B, 1, 3)
@@ -61,7 +73,7 @@ def fake(_):
     )
 
 
-FACTORIES = [onnxrt, onnxrt_tuned, litert, litert_reference, fake]
+FACTORIES = [onnxrt, onnxrt_tuned, litert, litert_reference, tensorrt, fake]
 
 
 @pytest.fixture(params=FACTORIES, ids=lambda factory: factory.__name__)

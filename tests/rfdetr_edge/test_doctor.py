@@ -7,7 +7,8 @@ import pytest
 from processes import run_cli
 
 import rfdetr_edge
-from rfdetr_edge import doctor
+from rfdetr_edge import BackendUnavailable, doctor
+from rfdetr_edge.cuda.driver import Driver, Gpu
 
 ROOT = str(Path(rfdetr_edge.__file__).parents[1])
 
@@ -133,6 +134,39 @@ def test_a_missing_extra_is_no_fault_but_missing_opencv_is(tmp_path):
     assert "        -> pip install 'rfdetr-edge[opencv]'" in lines
     assert "absent  extra supervision: without supervision" in lines
     assert "wrong   ONNX Runtime: not installed" in lines
+
+
+def test_what_engines_need_is_told_and_tensorrt_not_imported(monkeypatch):
+    for module in ("tensorrt", "tensorrt_rtx", "pycuda", "cuda"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    orin = Driver("12.6", (Gpu("Orin", "87", integrated=True),))
+    monkeypatch.setattr(doctor, "probe_driver", lambda: orin)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name in ("tensorrt", "pycuda") or None)
+    monkeypatch.setattr(doctor, "version", {"tensorrt": "10.3.0", "pycuda": "2026.1"}.__getitem__)
+    findings = doctor._tensorrt()
+    assert [str(finding.detail) for finding in findings] == [
+        "CUDA up to 12.6, Orin (sm_87)",
+        "tensorrt 10.3.0",
+        "pycuda 2026.1",
+    ]
+    assert not {"tensorrt", "pycuda"} & set(sys.modules)
+
+
+def test_a_host_without_a_driver_or_tensorrt_is_no_fault(monkeypatch):
+    def absent():
+        raise BackendUnavailable("there is no NVIDIA driver here")
+
+    monkeypatch.setattr(doctor, "probe_driver", absent)
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    findings = doctor._tensorrt()
+    assert [finding.level for finding in findings] == ["absent"] * 3
+    assert [finding.detail for finding in findings] == [
+        "there is no NVIDIA driver here",
+        "without tensorrt and tensorrt_rtx",
+        "without pycuda and cuda",
+    ]
+    assert "--system-site-packages" in findings[1].fix
+    assert "rfdetr-edge[tensorrt]" in findings[2].fix
 
 
 def test_the_embedded_model_detects():

@@ -86,8 +86,11 @@ def test_a_text_is_an_artifact_error(tmp_path):
     [
         ("nowhere.onnx", "does not exist"),
         ("folder.onnx", "is a folder"),
-        ("model.engine", r"no backend runs \.engine files.*onnxrt \(\.onnx\)"),
-        ("model.pt", r"no backend runs \.pt files.*onnxrt \(\.onnx\), litert \(\.tflite\)"),
+        ("model.engine", r"the artifact .*model\.engine does not exist.*a \.engine file"),
+        (
+            "model.pt",
+            r"runs \.pt files.*onnxrt \(\.onnx\), litert \(\.tflite\), tensorrt \(\.engine\)",
+        ),
         ("model", "suffixless"),
     ],
 )

@@ -1,0 +1,278 @@
+"""TensorRT: runs `.engine` files on an NVIDIA GPU, where they were built.
+
+Beside an engine lies its record (`engine_record`), which is compared with this machine before
+TensorRT sees the file. One stream, one execution context, and two slots of buffers that are made
+once: a second thread fills its slot, or reads its results, while the GPU works for the first.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from threading import Condition, Lock
+from types import MappingProxyType
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rfdetr_edge.backends import TensorSpec, check_feeds
+from rfdetr_edge.backends.tensorrt_engine import Engine
+from rfdetr_edge.cuda.choice import open_cuda
+from rfdetr_edge.cuda.driver import Driver, probe_driver
+from rfdetr_edge.cuda.protocol import CudaBackend, DeviceBuffer, Event, PinnedBuffer, Stream
+from rfdetr_edge.engine_record import EngineRecord, Family, read_record
+from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
+from rfdetr_edge.tuning import Tuning
+
+_SLOTS = 2
+
+_MODULES: Mapping[Family, str] = MappingProxyType(
+    {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+)
+_REMEDIES: Mapping[Family, str] = MappingProxyType(
+    {
+        "tensorrt": "TensorRT comes with JetPack or from NVIDIA's own packages; in a venv, make "
+        "that with --system-site-packages (docs/jetson.md)",
+        "tensorrt-rtx": "pip install tensorrt-rtx",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """One tensor of a slot, for the largest batch."""
+
+    spec: TensorSpec
+    host: PinnedBuffer
+    device: DeviceBuffer
+
+    def view(self, count: int) -> NDArray[Any]:
+        """The host's side as `count` images."""
+        shape = (count, *_image_shape(self.spec))
+        return self.host.array[: self.size(count)].view(self.spec.dtype).reshape(shape)
+
+    def size(self, count: int) -> int:
+        """Bytes of `count` images."""
+        return count * _image_bytes(self.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """What one run needs for itself. done: recorded behind the last copy of a run."""
+
+    inputs: tuple[_Buffer, ...]
+    outputs: tuple[_Buffer, ...]
+    done: Event
+
+    @property
+    def addresses(self) -> dict[str, int]:
+        """Name of a tensor -> where the GPU has it."""
+        buffers = (*self.inputs, *self.outputs)
+        return {buffer.spec.name: buffer.device.address for buffer in buffers}
+
+
+class TensorRtSession:
+    """An engine on the first GPU; see `backends.Session`.
+
+    Threads may share it: two runs are under way at a time, and others wait. A batch beyond the
+    engine's largest is run in parts, one below its smallest is filled up with zeros.
+    """
+
+    def __init__(
+        self, cuda: CudaBackend, trt: Any, plan: bytes, name: str, record: EngineRecord
+    ) -> None:
+        """plan: the bytes of the engine file. name: of it, for errors. `close` closes cuda too."""
+        self._cuda = cuda
+        self._changed = Condition()
+        self._closed = False
+        self._order = Lock()
+        made = ExitStack()  # gives back what was made, the last first
+        try:
+            with cuda.activated():
+                self._engine = Engine(trt, plan, name)
+                made.callback(self._engine.close)
+                self._stream: Stream = cuda.stream()
+                made.callback(self._stream.close)
+                self._free = [_slot(cuda, self._engine, made) for _ in range(_SLOTS)]
+        except BaseException:
+            _release(cuda, made)
+            raise
+        # also for a session that nobody closed, and at the end of the process
+        self._give_back = finalize(self, _release, cuda, made)
+        self.inputs = self._engine.inputs
+        self.outputs = self._engine.outputs
+        self.metadata_json = record.metadata
+        self.provider: str = record.family
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See `backends.Session.run`."""
+        check_feeds(self.inputs, feeds)
+        counts = {len(array) for array in feeds.values()}
+        if len(counts) != 1 or 0 in counts:
+            raise BackendError(f"one or more images a run, of each input as many; fed: {counts}")
+        (count,) = counts
+        _, largest = self._engine.batch
+        parts = [
+            self._run_part({name: array[first : first + largest] for name, array in feeds.items()})
+            for first in range(0, count, largest)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {
+            spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs
+        }
+
+    def close(self) -> None:
+        """Waits for runs that are under way, then gives memory back; a second call does nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(self._free) == _SLOTS)
+        self._give_back()
+
+    def _run_part(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        count = len(next(iter(feeds.values())))
+        smallest, _ = self._engine.batch
+        size = max(count, smallest)
+        with self._slot() as slot, self._cuda.activated():
+            for buffer in slot.inputs:
+                images = buffer.view(size)
+                images[:count] = feeds[buffer.spec.name]
+                images[count:] = 0
+            try:
+                with self._order:
+                    self._enqueue(slot, size)
+                slot.done.synchronize()
+            except BaseException:
+                with suppress(BackendError):  # the slot's memory must not be written any more
+                    self._stream.synchronize()
+                raise
+            return {buffer.spec.name: buffer.view(size)[:count].copy() for buffer in slot.outputs}
+
+    def _enqueue(self, slot: _Slot, size: int) -> None:
+        """One thread at a time: an execution context is for one."""
+        shapes = {buffer.spec.name: buffer.view(size).shape for buffer in slot.inputs}
+        if not self._engine.fits(shapes):
+            self._stream.synchronize()  # the other slot's run was given the shapes of before
+            self._engine.reshape(shapes)
+        self._engine.bind(slot.addresses)
+        for buffer in slot.inputs:
+            self._cuda.upload(buffer.device, buffer.host, buffer.size(size), self._stream)
+        self._engine.enqueue(self._stream.handle)
+        for buffer in slot.outputs:
+            self._cuda.download(buffer.host, buffer.device, buffer.size(size), self._stream)
+        slot.done.record(self._stream)
+
+    @contextmanager
+    def _slot(self) -> Iterator[_Slot]:
+        """A slot that no other run uses; waits for one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._free)
+            if self._closed:
+                raise BackendError("the session is closed; open the artifact again")
+            slot = self._free.pop()
+        try:
+            yield slot
+        finally:
+            with self._changed:
+                self._free.append(slot)
+                self._changed.notify_all()
+
+
+def open_session(path: Path, *, provider: str | None, tuning: Tuning) -> TensorRtSession:
+    """Loads an engine with the kind of TensorRT that built it.
+
+    provider: that kind, "tensorrt" or "tensorrt-rtx"; None takes it from the engine's record. The
+        first GPU runs it, which CUDA_VISIBLE_DEVICES chooses. Nothing of the tuning is of use here.
+    Raises what `backends.open_session` lists; BackendError for an engine of another GPU or version.
+    """
+    record = read_record(path)
+    if provider is not None and provider.lower() != record.family:
+        raise InputError(
+            f"{path} is an engine of {record.family} and runs on nothing else; leave out "
+            f"provider={provider!r}, or open the .onnx of the same model"
+        )
+    driver = probe_driver()  # before TensorRT, which a host without a driver can crash
+    trt = _module(record.family)
+    _check_machine(path, record, driver, trt.__version__)
+    plan = path.read_bytes()
+    if hashlib.sha256(plan).hexdigest() != record.engine_sha256:
+        raise ArtifactError(
+            f"{path} is not the engine that its .json describes, or was damaged on the way; copy "
+            "both again, or build it again with rfdetr-edge export"
+        )
+    return TensorRtSession(open_cuda(), trt, plan, path.name, record)
+
+
+def fitting_tuning(path: Path, *, provider: str | None) -> Tuning | None:
+    """None: what `rfdetr-edge tune` measures are settings of ONNX Runtime."""
+
+
+def _module(family: Family) -> Any:
+    try:
+        return importlib.import_module(_MODULES[family])
+    except (ImportError, OSError) as error:  # OSError for its libraries, which it loads by itself
+        raise BackendUnavailable(
+            f"the engine needs {_MODULES[family]}, which does not load ({error}): "
+            f"{_REMEDIES[family]}"
+        ) from error
+
+
+def _check_machine(path: Path, record: EngineRecord, driver: Driver, version: str) -> None:
+    """Raises BackendError unless GPU and TensorRT are those that the engine was built for."""
+    gpu = driver.gpus[0]
+    # a build number more or less, which some packages leave out, does not decide
+    fits = record.sm in (None, gpu.sm) and _release_of(record.version) == _release_of(version)
+    if fits:
+        return
+    target = "any GPU" if record.sm is None else f"sm_{record.sm} ({record.gpu or 'unnamed'})"
+    raise BackendError(
+        f"{path} was built for {target} and {record.family} {record.version}; this is "
+        f"sm_{gpu.sm} ({gpu.name}) with {record.family} {version}; build it here again with "
+        f"rfdetr-edge export MODEL.onnx --format engine --precision {record.requested}"
+    )
+
+
+def _release_of(version: str) -> list[str]:
+    return version.split(".")[:3]
+
+
+def _slot(cuda: CudaBackend, engine: Engine, made: ExitStack) -> _Slot:
+    """made: gets what gives each part back."""
+    _, largest = engine.batch
+
+    def buffer(spec: TensorSpec) -> _Buffer:
+        size = largest * _image_bytes(spec)
+        device = cuda.device_buffer(size)
+        made.callback(device.close)
+        host = cuda.pinned_buffer(size)
+        made.callback(host.close)
+        return _Buffer(spec, host, device)
+
+    inputs = tuple(buffer(spec) for spec in engine.inputs)
+    outputs = tuple(buffer(spec) for spec in engine.outputs)
+    done = cuda.event()
+    made.callback(done.close)
+    return _Slot(inputs, outputs, done)
+
+
+def _release(cuda: CudaBackend, made: ExitStack) -> None:
+    try:
+        with cuda.activated():
+            made.close()
+    finally:
+        cuda.close()
+
+
+def _image_bytes(spec: TensorSpec) -> int:
+    return spec.dtype.itemsize * prod(_image_shape(spec))
+
+
+def _image_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """Of one image, of which an engine leaves no size open."""
+    return tuple(size or 0 for size in spec.shape[1:])

@@ -1,0 +1,160 @@
+"""From Python to the driver, with fake_libcuda.c as the driver; and hosts that have none."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rfdetr_edge import BackendUnavailable, demo
+from rfdetr_edge.cuda import choice, driver
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+# what a graphics card's own driver must not answer in these tests
+ABSENT = "libcuda-of-nobody.so.1"
+DRIVERLESS = f"""
+import sys
+from rfdetr_edge.cuda import driver
+driver._LIBRARY = {ABSENT!r}
+from rfdetr_edge.cli import main
+code = main(sys.argv[1:])
+assert not {{"tensorrt", "tensorrt_rtx", "pycuda", "cuda"}} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def fake_driver(tmp_path_factory):
+    """The folder with the library."""
+    return build_fake(tmp_path_factory.mktemp("driver"))
+
+
+def build_fake(folder, more=()):
+    """more: names of functions that only have to be there."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler (cc)")
+    stubs = folder / "stubs.c"
+    stubs.write_text("".join(f"int {name}(void) {{ return 801; }}\n" for name in more) + "\n")
+    library = folder / "libcuda.so.1"
+    command = ["cc", "-shared", "-fPIC", "-Wall", f"-Wl,-soname,{library.name}", "-o", library]
+    sources = [TESTS / "fake_libcuda.c", stubs]
+    subprocess.run([*command, *sources, "-ldl", "-lpthread"], check=True, timeout=60)
+    return folder
+
+
+def run_python(folder, *arguments, python=sys.executable, **environment):
+    """A process that finds the library of `folder` in the place of the driver."""
+    return subprocess.run(
+        [python, "-X", "faulthandler", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_cuda_bindings_give_all_of_the_protocol(fake_driver):
+    pytest.importorskip("cuda.bindings")
+    done = run_python(
+        fake_driver, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.cudabindings", "CudaBindings"
+    )
+    assert (done.stderr, done.stdout) == ("", "retained 0 live 0 depth 0\n")
+
+
+@pytest.mark.slow
+def test_the_script_builds_pycuda_which_gives_all_of_the_protocol(tmp_path):
+    """Without a GPU, a driver and cuRAND; about 80 s on a core of its own."""
+    if not (Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include/cuda.h").is_file():
+        pytest.skip("no GPU toolkit: CUDA's headers are not installed")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
+    python = tmp_path / "venv/bin/python"
+    pip = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*pip, "numpy", "pytest"], check=True, timeout=600)
+    script = ROOT / "docs/build_pycuda.sh"
+    subprocess.run([script, python], check=True, timeout=3000)
+    (module,) = (tmp_path / "venv/lib").glob("python*/site-packages/pycuda/_driver*.so")
+    needed = subprocess.run(
+        ["nm", "-D", "--undefined-only", module], check=True, capture_output=True, text=True
+    ).stdout
+    own = re.findall(r"^int (cu\w+)\(", (TESTS / "fake_libcuda.c").read_text(), re.MULTILINE)
+    more = sorted(set(re.findall(r" U (cu\w+)", needed)) - set(own))
+    folder = build_fake(tmp_path, more)
+    assert (
+        "libcuda.so.1"
+        in subprocess.run(
+            ["readelf", "-d", module], check=True, capture_output=True, text=True
+        ).stdout
+    )
+    done = run_python(
+        folder, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.pycuda", "Pycuda", python=python
+    )
+    assert (done.stderr, done.stdout) == ("", "retained 1 live 0 depth 0\n")
+
+
+def test_a_driver_is_asked_for_its_gpus(fake_driver):
+    program = "from rfdetr_edge.cuda.driver import *; print(probe_driver())"
+    done = run_python(fake_driver, "-c", program, FAKE_CUDA_GPUS="2")
+    gpus = ", ".join(f"Gpu(name='Fake {n}', sm='87', integrated=True)" for n in range(2))
+    assert done.stdout == f"Driver(cuda='12.6', gpus=({gpus}))\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            {"FAKE_CUDA_INIT": "100"},
+            r"cuInit gave CUDA_ERROR_NO_DEVICE \(100\); look at nvidia-smi",
+        ),
+        ({"FAKE_CUDA_GPUS": "0"}, "shows no GPU; look at nvidia-smi"),
+    ],
+)
+def test_a_driver_without_a_gpu_says_so(fake_driver, environment, said):
+    program = "from rfdetr_edge.cuda.driver import *; probe_driver()"
+    done = run_python(fake_driver, "-c", program, **environment)
+    assert done.returncode == 1
+    assert re.search(f"BackendUnavailable: .*{said}", done.stderr)
+
+
+def test_no_driver_is_one_error(monkeypatch):
+    monkeypatch.setattr(driver, "_LIBRARY", ABSENT)
+    with pytest.raises(BackendUnavailable, match=r"no NVIDIA driver here .*run the \.onnx"):
+        driver.probe_driver()
+
+
+@pytest.mark.parametrize("command", ["predict", "info"])
+def test_an_engine_on_a_host_without_a_driver_is_one_line_and_no_crash(tmp_path, command):
+    """A bare TensorRT runtime would take the process down here."""
+    fakes = pytest.importorskip("fake_tensorrt")
+    graphs = pytest.importorskip("graphs")
+    path = tmp_path / "model.engine"
+    fakes.save_engine(path, graphs.save_detector(tmp_path / "model.onnx"))
+    arguments = [demo.photo_paths()[0], "--model", path] if command == "predict" else [path]
+    done = run_python(tmp_path, "-c", DRIVERLESS, command, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("rfdetr-edge: error: there is no NVIDIA driver here")
+
+
+def test_without_both_libraries_the_error_names_both_extras(monkeypatch):
+    for module in ("rfdetr_edge.cuda.pycuda", "rfdetr_edge.cuda.cudabindings"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    for library in ("pycuda", "pycuda.driver", "cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(BackendUnavailable) as raised:
+        choice.open_cuda()
+    for text in ("rfdetr-edge[tensorrt]", "rfdetr-edge[cuda]", "docs/build_pycuda.sh"):
+        assert text in str(raised.value)
+
+
+def test_cuda_bindings_serve_where_pycuda_does_not_load(fake_driver):
+    pytest.importorskip("cuda.bindings")
+    program = (
+        "import sys; sys.modules['pycuda'] = None\n"
+        "from rfdetr_edge.cuda.choice import open_cuda\n"
+        "print(type(open_cuda()).__name__)"
+    )
+    assert run_python(fake_driver, "-c", program).stdout == "CudaBindings\n"
