@@ -290,6 +290,26 @@ def test_what_tensorrt_refuses_says_why(gpu, onnx, tmp_path, fault, said):
         open_session(path).run({"input": images(1)})
 
 
+def test_the_logger_outlives_the_session_that_came_first(onnx, tmp_path):
+    """TensorRT goes on telling the first one's."""
+    cuda = FakeCuda()
+    module = fakes.fake_module(cuda)
+    paths = [
+        fakes.save_engine(tmp_path / f"{faults}.engine", onnx, faults=tuple(faults))
+        for faults in ([], ["shape"])
+    ]
+    plans = [(path.read_bytes(), path.name, read_record(path)) for path in paths]
+    first = TensorRtSession(cuda, module, *plans[0])
+    second = TensorRtSession(cuda, module, *plans[1])
+    cuda.ordered = False  # whose things are whose is not what this is about
+    first.close()
+    cuda.closed = 0
+    with pytest.raises(BackendError, match="outside of the profile"):
+        second.run({"input": images(1)})
+    second.close()
+    assert cuda.faults == []
+
+
 @pytest.mark.parametrize("fault", ["host", "format"])
 def test_tensors_of_another_kind_are_refused(gpu, onnx, tmp_path, fault):
     path = fakes.save_engine(tmp_path / "bad.engine", onnx, faults=(fault,))
