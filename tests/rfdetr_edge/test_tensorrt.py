@@ -10,7 +10,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCuda, FakeEvent
+from fake_cuda import FakeBuffer, FakeCuda, FakeEvent
 from graphs import metadata, save_classifier, save_detector
 
 from rfdetr_edge import (
@@ -98,6 +98,10 @@ def test_a_batch_below_the_smallest_is_filled_up(gpu, onnx, tmp_path):
     assert_same(session.run({"input": images(4)}), expected)
     one = session.run({"input": images(1)})
     assert_same(one, open_session(onnx).run({"input": images(1)}))
+    held = [m.array for m in gpu.live if isinstance(m, FakeBuffer) and m.kind == "device"]
+    size = images(1).nbytes
+    (read,) = [array for array in held if array[:size].tobytes() == images(1).tobytes()]
+    assert not read[size : 2 * size].any()
 
 
 def test_no_images_are_an_error(gpu, engine):
