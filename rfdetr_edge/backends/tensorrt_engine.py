@@ -34,8 +34,7 @@ class Engine:
     def __init__(self, trt: Any, plan: bytes, name: str) -> None:
         """plan: the bytes of the engine file. name: of it, for errors.
 
-        Raises ArtifactError for a plan that is broken or no detector's, BackendError where TensorRT
-        refuses it.
+        Raises BackendError where TensorRT refuses it, ArtifactError for one that is no detector's.
         """
         self._name = name
         self._heard: deque[str] = _listener(trt).heard
@@ -53,7 +52,7 @@ class Engine:
         except (RuntimeError, TypeError) as error:  # as its bindings raise for what C++ threw
             self.close()
             raise self._refused("does not load", error) from error
-        except (ArtifactError, BackendError):
+        except BaseException:
             self.close()
             raise
 
