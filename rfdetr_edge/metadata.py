@@ -1,7 +1,8 @@
 """What an artifact says about itself: one JSON document that travels inside the file.
 
 The exporters write it, the runtime reads it and never guesses from shapes. In ONNX it is the
-`metadata_props` entry `rfdetr_edge`; in TFLite an associated file (`rfdetr_edge.associated`).
+`metadata_props` entry `rfdetr_edge`; in TFLite an associated file (`rfdetr_edge.associated`); of a
+TensorRT engine it is in the record beside it (`rfdetr_edge.engine_record`).
 
     {"schema": 1, "task": "detection", "variant": "tiny", "precision": "fp32",
      "input": {"resolution": [384, 384], "mean": [...], "std": [...], "channel_order": "RGB",

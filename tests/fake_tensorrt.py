@@ -9,12 +9,13 @@ AttributeError; a context used by two threads at a time is a fault.
 import enum
 import json
 import sys
+import weakref
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from types import SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import onnxruntime
@@ -106,30 +107,51 @@ def save_engine(
     return path
 
 
-def fake_module(cuda: FakeCuda, version: str = VERSION) -> SimpleNamespace:
+def fake_module(cuda: FakeCuda, version: str = VERSION) -> ModuleType:
     """What `import tensorrt` gives. cuda: whose memory and streams its engines use."""
+
+    class Logging:
+        """TensorRT's one pointer to a logger, which keeps nothing alive."""
+
+        def __init__(self) -> None:
+            self.pointer: weakref.ref | None = None
+            self.users = 0
+
+        def register(self, logger: ILogger) -> None:
+            if not logger._started:
+                raise cuda.fault("a logger whose base was not started")
+            if not self.users:
+                self.pointer = weakref.ref(logger)
+            self.users += 1
+
+        def log(self, severity: Severity, message: str) -> None:
+            logger = self.pointer and self.pointer()
+            if logger is None:
+                raise cuda.fault("told a logger that is gone")
+            logger.log(severity, message)
+
+    logging = Logging()
 
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
-            if not logger._started:
-                raise cuda.fault("a logger whose base was not started")
-            self._logger = cuda.make(logger)
+            logging.register(logger)
+            self._mark = cuda.make(object())
 
         def deserialize_cuda_engine(self, plan: bytes) -> "Engine | None":
             cuda.here("deserialize_cuda_engine")
             if not plan.startswith(MAGIC):
-                self._logger.log(ILogger.VERBOSE, "reading")
-                self._logger.log(ILogger.ERROR, "Magic tag does not match")
+                logging.log(ILogger.VERBOSE, "reading")
+                logging.log(ILogger.ERROR, "Magic tag does not match")
                 return None
             head, _, onnx = plan.removeprefix(MAGIC).partition(b"\n")
-            return Engine(self._logger, json.loads(head), onnx)
+            return Engine(json.loads(head), onnx)
 
         def __del__(self) -> None:
-            _drop(cuda, getattr(self, "_logger", None), "runtime")
+            _drop(cuda, getattr(self, "_mark", None), "runtime")
+            logging.users -= 1
 
     class Engine:
-        def __init__(self, logger: ILogger, head: dict, onnx: bytes) -> None:
-            self._logger = logger
+        def __init__(self, head: dict, onnx: bytes) -> None:
             self._head = head
             self._session = _onnx_session(onnx)
             self._tensors = {
@@ -146,7 +168,7 @@ def fake_module(cuda: FakeCuda, version: str = VERSION) -> SimpleNamespace:
         def create_execution_context(self) -> "Context | None":
             cuda.here("create_execution_context")
             if "context" in self._head["faults"]:
-                self._logger.log(ILogger.ERROR, "no memory for activations")
+                logging.log(ILogger.ERROR, "no memory for activations")
                 return None
             return Context(self)
 
@@ -197,7 +219,7 @@ def fake_module(cuda: FakeCuda, version: str = VERSION) -> SimpleNamespace:
             declared = self._engine.get_tensor_shape(name)
             fits = all(d in (-1, s) for d, s in zip(declared, shape, strict=True))
             if "shape" in self._faults or not fits or not smallest <= shape[0] <= largest:
-                self._engine._logger.log(ILogger.ERROR, f"{shape} is outside of the profile")
+                logging.log(ILogger.ERROR, f"{shape} is outside of the profile")
                 return False
             self._shapes[name] = shape
             return True
@@ -232,7 +254,7 @@ def fake_module(cuda: FakeCuda, version: str = VERSION) -> SimpleNamespace:
             if "throw" in self._faults:
                 raise RuntimeError("internal error of the bindings")
             if "enqueue" in self._faults or set(self._addresses) != set(self._engine._tensors):
-                self._engine._logger.log(ILogger.ERROR, "enqueueV3: not every address is set")
+                logging.log(ILogger.ERROR, "enqueueV3: not every address is set")
                 return False
             (stream,) = [stream for stream in cuda.streams if stream.handle == handle]
             memory = {
@@ -255,17 +277,12 @@ def fake_module(cuda: FakeCuda, version: str = VERSION) -> SimpleNamespace:
         def __del__(self) -> None:
             _drop(cuda, getattr(self, "_mark", None), "execution context")
 
-    return SimpleNamespace(
-        __version__=version,
-        ILogger=ILogger,
-        Runtime=Runtime,
-        DataType=DataType,
-        TensorIOMode=TensorIOMode,
-        TensorLocation=TensorLocation,
-        TensorFormat=TensorFormat,
-        _Engine=Engine,
-        _Context=Context,
-    )
+    module = ModuleType("tensorrt")
+    module.__version__ = version
+    for member in (ILogger, DataType, TensorIOMode, TensorLocation, TensorFormat, Runtime):
+        setattr(module, member.__name__, member)
+    module._Engine, module._Context = Engine, Context
+    return module
 
 
 def _drop(cuda: FakeCuda, thing: object, kind: str) -> None:

@@ -98,7 +98,7 @@ class TensorRtSession:
                 made.callback(self._engine.close)
                 self._stream: Stream = cuda.stream()
                 made.callback(self._stream.close)
-                self._free = [_slot(cuda, self._engine, made) for _ in range(_SLOTS)]
+                self._free = [_make_slot(cuda, self._engine, made) for _ in range(_SLOTS)]
         except BaseException:
             _release(cuda, made)
             raise
@@ -242,7 +242,7 @@ def _release_of(version: str) -> list[str]:
     return version.split(".")[:3]
 
 
-def _slot(cuda: CudaBackend, engine: Engine, made: ExitStack) -> _Slot:
+def _make_slot(cuda: CudaBackend, engine: Engine, made: ExitStack) -> _Slot:
     """made: gets what gives each part back."""
     _, largest = engine.batch
 

@@ -9,6 +9,7 @@ error carries what the logger heard last. Knows nothing of memory; works inside 
 import logging
 from collections import deque
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,26 +34,25 @@ class Engine:
     def __init__(self, trt: Any, plan: bytes, name: str) -> None:
         """plan: the bytes of the engine file. name: of it, for errors.
 
-        Raises ArtifactError for a plan that is broken or no detector's, BackendError where TensorRT
-        refuses it.
+        Raises BackendError where TensorRT refuses it, ArtifactError for one that is no detector's.
         """
         self._name = name
-        self._heard: deque[str] = deque(maxlen=_LINES)
+        self._heard: deque[str] = _listener(trt).heard
+        self._heard.clear()  # what others heard is not about this one
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._logger: Any = _listener(trt, self._heard)
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
         try:
-            self._runtime = self._given(trt.Runtime(self._logger), "runtime")
+            self._runtime = self._given(trt.Runtime(_listener(trt)), "runtime")
             self._engine = self._given(self._runtime.deserialize_cuda_engine(plan), "engine of it")
             self._context = self._given(self._engine.create_execution_context(), "context")
             self._read_tensors(trt)
         except (RuntimeError, TypeError) as error:  # as its bindings raise for what C++ threw
             self.close()
             raise self._refused("does not load", error) from error
-        except (ArtifactError, BackendError):
+        except BaseException:
             self.close()
             raise
 
@@ -98,11 +98,10 @@ class Engine:
         self._done(started, "execute_async_v3")
 
     def close(self) -> None:
-        """Drops context, engine, runtime and logger, in this order."""
+        """Drops context, engine and runtime, in this order."""
         self._context = None
         self._engine = None
         self._runtime = None
-        self._logger = None
 
     def _read_tensors(self, trt: Any) -> None:
         """Fills `inputs` and `outputs`, each in the engine's order, and `batch`.
@@ -165,8 +164,13 @@ class Engine:
         )
 
 
-def _listener(trt: Any, heard: "deque[str]") -> Any:
-    """A logger that keeps warnings and errors in `heard` and hands all to `logging`."""
+@cache
+def _listener(trt: Any) -> Any:
+    """The logger of all engines, which keeps warnings and errors in `heard`.
+
+    One for the process: TensorRT has a single pointer to a logger, set by the first runtime and
+    used until the last one is gone, whatever became of the logger meanwhile.
+    """
     levels = {
         trt.ILogger.INTERNAL_ERROR: logging.INFO,  # as an exception, which tells it, they come too
         trt.ILogger.ERROR: logging.INFO,
@@ -177,13 +181,14 @@ def _listener(trt: Any, heard: "deque[str]") -> Any:
     class Listener(trt.ILogger):  # type: ignore[misc]  # the class is of the module chosen
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.heard: deque[str] = deque(maxlen=_LINES)
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity)
             if level is None:  # VERBOSE
                 return
             if level > logging.DEBUG:
-                heard.append(message.strip())
+                self.heard.append(message.strip())
             logger.log(level, "TensorRT: %s", message.strip())
 
     return Listener()

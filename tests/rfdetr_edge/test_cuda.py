@@ -67,7 +67,7 @@ def test_cuda_bindings_give_all_of_the_protocol(fake_driver):
 
 @pytest.mark.slow
 def test_the_script_builds_pycuda_which_gives_all_of_the_protocol(tmp_path):
-    """Without a GPU, a driver and cuRAND; about 80 s on a core of its own."""
+    """Without a GPU, a driver and cuRAND; nearly three minutes on a core of its own."""
     if not (Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include/cuda.h").is_file():
         pytest.skip("no GPU toolkit: CUDA's headers are not installed")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)

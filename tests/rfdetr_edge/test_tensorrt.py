@@ -10,7 +10,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCuda, FakeEvent
+from fake_cuda import FakeBuffer, FakeCuda, FakeEvent
 from graphs import metadata, save_classifier, save_detector
 
 from rfdetr_edge import (
@@ -98,6 +98,10 @@ def test_a_batch_below_the_smallest_is_filled_up(gpu, onnx, tmp_path):
     assert_same(session.run({"input": images(4)}), expected)
     one = session.run({"input": images(1)})
     assert_same(one, open_session(onnx).run({"input": images(1)}))
+    held = [m.array for m in gpu.live if isinstance(m, FakeBuffer) and m.kind == "device"]
+    size = images(1).nbytes
+    (read,) = [array for array in held if array[:size].tobytes() == images(1).tobytes()]
+    assert not read[size : 2 * size].any()
 
 
 def test_no_images_are_an_error(gpu, engine):
@@ -288,6 +292,26 @@ def test_what_tensorrt_refuses_says_why(gpu, onnx, tmp_path, fault, said):
     path = fakes.save_engine(tmp_path / "bad.engine", onnx, faults=(fault,))
     with pytest.raises(BackendError, match=f"bad.engine does.*{said}.*build the engine again"):
         open_session(path).run({"input": images(1)})
+
+
+def test_the_logger_outlives_the_session_that_came_first(onnx, tmp_path):
+    """TensorRT goes on telling the first one's."""
+    cuda = FakeCuda()
+    module = fakes.fake_module(cuda)
+    paths = [
+        fakes.save_engine(tmp_path / f"{faults}.engine", onnx, faults=tuple(faults))
+        for faults in ([], ["shape"])
+    ]
+    plans = [(path.read_bytes(), path.name, read_record(path)) for path in paths]
+    first = TensorRtSession(cuda, module, *plans[0])
+    second = TensorRtSession(cuda, module, *plans[1])
+    cuda.ordered = False  # whose things are whose is not what this is about
+    first.close()
+    cuda.closed = 0
+    with pytest.raises(BackendError, match="outside of the profile"):
+        second.run({"input": images(1)})
+    second.close()
+    assert cuda.faults == []
 
 
 @pytest.mark.parametrize("fault", ["host", "format"])
