@@ -46,7 +46,7 @@ _LISTED = "a missing GPU or javac"
 
 
 def _judged(report: Report, config: pytest.Config) -> Report:
-    """A skip is a failure, so that no check is lost unseen; only what no pip brings may be missing."""
+    """A skip is a failure, so that no check is lost unseen, but for what no pip can bring."""
     if report.skipped and not config.getoption("--allow-skips"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if not reason.removeprefix("Skipped: ").startswith(_MAY_BE_MISSING):

@@ -1,4 +1,4 @@
-"""The Java decoder of docs/android finds what `rfdetr_edge.postprocess` finds, on the golden outputs."""
+"""The Java decoder of docs/android finds what `rfdetr_edge.postprocess` finds on golden outputs."""
 
 import json
 import shutil
