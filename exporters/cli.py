@@ -227,8 +227,7 @@ def _by_onnx2tf(arguments: argparse.Namespace) -> "dict[str, Comparison]":
         else:
             source = Path(folder) / "fp32.onnx"
             _export_checkpoint(arguments, source)
-        task = _task(source)
-        images = None if arguments.no_verify else gate_images(arguments.images, task)
+        images = None if arguments.no_verify else gate_images(arguments.images, _task(source))
         return export_onnx_to_tflite(source, arguments.output, python, images=images)
 
 

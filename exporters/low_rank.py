@@ -29,6 +29,9 @@ class LowRank:
         tensors = [name for name in (*node.input, *node.output) if name]
         if all(len(graph.shape(name)) <= _MOST for name in tensors):
             return False
+        given = graph.outputs.intersection(node.output)
+        if any(len(graph.shape(name)) > _MOST for name in given):
+            return self._left(writer, graph, node)
         if node.op_type in _SAME_ORDER:
             self._give(writer, graph, self._known.get(node.input[0], node.input[0]), node)
         elif node.op_type == "Transpose":

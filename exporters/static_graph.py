@@ -22,6 +22,7 @@ class StaticGraph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
+        self.outputs = frozenset(value.name for value in model.graph.output)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
         values = [*inferred.value_info, *inferred.input, *inferred.output]
         self._shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

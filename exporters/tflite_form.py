@@ -11,7 +11,7 @@ import onnx
 from exporters.low_rank import LowRank
 from exporters.onnx_cleanup import cleaned
 from exporters.rewriting import Writer
-from exporters.static_graph import StaticGraph, rewritten
+from exporters.static_graph import StaticGraph, reshaped, rewritten
 from exporters.tent_sampling import tent_sampling
 from rfdetr_edge.errors import ArtifactError
 
@@ -28,7 +28,7 @@ def tflite_form(model: onnx.ModelProto) -> onnx.ModelProto:
             f"a .tflite takes one image a run, this artifact {takes}; export its checkpoint again "
             "with --batch 1"
         )
-    return rewritten(cleaned(model), tent_sampling, _picked_rows, LowRank())
+    return rewritten(cleaned(model), tent_sampling, _picked_rows, _linear, LowRank())
 
 
 def _picked_rows(writer: Writer, graph: StaticGraph, node: onnx.NodeProto) -> bool:
@@ -49,4 +49,18 @@ def _picked_rows(writer: Writer, graph: StaticGraph, node: onnx.NodeProto) -> bo
     writer.node("Cast", [places], [f"{name}/places"], to=onnx.TensorProto.INT32)
     writer.node("Reshape", [f"{name}/places", flat], [f"{name}/rows"])
     writer.node("Gather", [node.input[0], f"{name}/rows"], [name], axis=1)
+    return True
+
+
+def _linear(writer: Writer, graph: StaticGraph, node: onnx.NodeProto) -> bool:
+    """Rewrites products with a constant matrix as Gemm; those with a bias are so already."""
+    if node.op_type != "MatMul":
+        return False
+    weights = graph.constant(node.input[1])
+    if weights is None or weights.ndim != 2:
+        return False
+    name, data = node.output[0], node.input[0]
+    rows = reshaped(writer, data, (-1, len(weights)), f"{name}/rows")
+    writer.node("Gemm", [rows, node.input[1]], [f"{name}/product"], name=node.name)
+    reshaped(writer, f"{name}/product", graph.shape(name), name)
     return True
