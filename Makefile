@@ -23,14 +23,14 @@ lint: .venv-lint/.stamp
 
 test: test-main test-oldest
 
-test-main: .venv/.stamp
+test-main: .venv/.stamp .venv-onnx2tf/.stamp
 	.venv/bin/python -m pytest -q
 
 # The runtime alone, on the oldest Python and the oldest libraries it promises to work with.
 test-oldest: .venv-oldest/.stamp
 	.venv-oldest/bin/python -m pytest -q tests/rfdetr_edge tests/contract tests/property
 
-test-slow: .venv/.stamp
+test-slow: .venv/.stamp .venv-onnx2tf/.stamp
 	.venv/bin/python -m pytest -q -m slow
 
 # For `rfdetr-edge export MODEL.onnx --format tflite`: its pins exclude ours, so it has none of ours.

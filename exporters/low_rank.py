@@ -30,17 +30,15 @@ class LowRank:
         if all(len(graph.shape(name)) <= _MOST for name in tensors):
             return False
         given = graph.outputs.intersection(node.output)
-        if any(len(graph.shape(name)) > _MOST for name in given):
-            return self._left(writer, graph, node)
-        if node.op_type in _SAME_ORDER:
-            self._give(writer, graph, self._known.get(node.input[0], node.input[0]), node)
-        elif node.op_type == "Transpose":
-            return self._transposed(writer, graph, node)
-        elif node.op_type in _POINTWISE or node.op_type == "Slice":
-            return self._without_ones(writer, graph, node)
-        else:
-            return self._left(writer, graph, node)
-        return True
+        if all(len(graph.shape(name)) <= _MOST for name in given):  # else their shape is wanted
+            if node.op_type in _SAME_ORDER:
+                self._give(writer, graph, self._known.get(node.input[0], node.input[0]), node)
+                return True
+            if node.op_type == "Transpose":
+                return self._transposed(writer, graph, node)
+            if node.op_type in _POINTWISE or node.op_type == "Slice":
+                return self._without_ones(writer, graph, node)
+        return self._left(writer, graph, node)
 
     def _give(self, writer: Writer, graph: StaticGraph, found: str, node: onnx.NodeProto) -> None:
         """The output of a node, as it is in `found`."""
@@ -67,8 +65,9 @@ class LowRank:
         """Pointwise nodes and slices, without axes of size 1 in front."""
         output = node.output[0]
         surplus = len(graph.shape(output)) - _MOST
-        axes = graph.constant(node.input[3]) if node.op_type == "Slice" else None
-        if any(size != 1 for size in graph.shape(output)[:surplus]):
+        axes = graph.constant(node.input[3]) if len(node.input) > 3 else None
+        sliced = node.op_type == "Slice"
+        if any(size != 1 for size in graph.shape(output)[:surplus]) or sliced != (axes is not None):
             return self._left(writer, graph, node)
         inputs = [*node.input]
         for place, name in enumerate(node.input):

@@ -20,6 +20,8 @@ _MAKE_ONE = "make such an environment with `make onnx2tf-venv`"
 _ASK = "from importlib.metadata import version; print(version('onnx2tf'))"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NAMED_LINES = 3
+# they would have it import what is installed here
+_OURS = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"})
 
 
 def check_onnx2tf(python: Path | None) -> Path:
@@ -88,10 +90,6 @@ def _run(
         )
     except OSError as error:
         raise InputError(f"{python} cannot be run ({error.strerror}); {_MAKE_ONE}") from error
-
-
-# they would have it import what is installed here
-_OURS = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"})
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

@@ -12,6 +12,7 @@ from exporters.rewriting import Writer
 from rfdetr_edge.errors import ArtifactError
 
 Shape = tuple[int, ...]
+_OPEN = "the size of {} in the graph is open; export the checkpoint again with --batch 1"
 
 
 class StaticGraph:
@@ -21,7 +22,6 @@ class StaticGraph:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
         self.outputs = frozenset(value.name for value in model.graph.output)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
         values = [*inferred.value_info, *inferred.input, *inferred.output]
@@ -87,9 +87,6 @@ def reshaped(writer: Writer, name: str, shape: Shape, output: str) -> str:
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """By name; those that the node leaves out are missing."""
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-
-
-_OPEN = "the size of {} in the graph is open; export the checkpoint again with --batch 1"
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:

@@ -1,9 +1,9 @@
 """A `.tflite` that LiteRT's built-in kernels run right where it reshapes what it needs twice.
 
 To them a RESHAPE is its input under another name, in the same memory. An ADD, SUB, MUL or DIV whose
-input is read by nothing else writes its result over it. LiteRT 2.3 does not see that these are the
-same numbers as those of the reshaped tensor, which others may have yet to read: it overwrites them.
-XNNPACK does not. A copy in front of such a RESHAPE is what helps.
+input is read by nothing else writes its result over it. Where the reshaped tensor is itself such a
+result, LiteRT 2.3 forgets that others have yet to read it, and overwrites it; XNNPACK does not. A
+copy in front of such a RESHAPE is what helps.
 """
 
 from collections import Counter
