@@ -233,7 +233,7 @@ public final class RfDetrDecoder {
         }
         double logMean = count == 0 ? 0 : logSum(weighted) - logSum(weights);
         double fused = sigmoid(Math.log(score) - traceAlpha * logMean);
-        return Math.min((float) fused, Math.nextDown(1f));
+        return Math.min((float) fused, Math.nextAfter(1f, 0.0));
     }
 
     /** Log of the trace of the covariance, relative to the image. */
