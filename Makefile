@@ -4,7 +4,6 @@
 PYTHON ?= python3
 PYTHON310 ?= $(shell PYENV_VERSION=3.10.13 python3 -c 'import sys; \
 	print(sys.executable if sys.version_info[:2] == (3, 10) else "python3.10")' 2>/dev/null || echo python3.10)
-
 PYTHON312 ?= $(shell PYENV_VERSION=3.12.1 python3 -c 'import sys; \
 	print(sys.executable if sys.version_info[:2] == (3, 12) else "python3.12")' 2>/dev/null || echo python3.12)
 
