@@ -1,12 +1,15 @@
 # Every target sets up what it needs from nothing but a Python; venvs are renewed when the
-# requirements change. PYTHON runs everything (3.11 or newer), PYTHON310 the oldest venv.
+# requirements change. PYTHON runs everything (3.11 or newer), PYTHON310 the oldest venv, PYTHON312
+# that of onnx2tf.
 PYTHON ?= python3
 PYTHON310 ?= $(shell PYENV_VERSION=3.10.13 python3 -c 'import sys; \
 	print(sys.executable if sys.version_info[:2] == (3, 10) else "python3.10")' 2>/dev/null || echo python3.10)
+PYTHON312 ?= $(shell PYENV_VERSION=3.12.1 python3 -c 'import sys; \
+	print(sys.executable if sys.version_info[:2] == (3, 12) else "python3.12")' 2>/dev/null || echo python3.12)
 
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo lint test test-main test-oldest test-slow
+.PHONY: demo lint onnx2tf-venv test test-main test-oldest test-slow
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/rfdetr-edge demo
@@ -19,15 +22,18 @@ lint: .venv-lint/.stamp
 
 test: test-main test-oldest
 
-test-main: .venv/.stamp
+test-main: .venv/.stamp .venv-onnx2tf/.stamp
 	.venv/bin/python -m pytest -q
 
 # The runtime alone, on the oldest Python and the oldest libraries it promises to work with.
 test-oldest: .venv-oldest/.stamp
 	.venv-oldest/bin/python -m pytest -q tests/rfdetr_edge tests/contract tests/property
 
-test-slow: .venv/.stamp
+test-slow: .venv/.stamp .venv-onnx2tf/.stamp
 	.venv/bin/python -m pytest -q -m slow
+
+# For `rfdetr-edge export MODEL.onnx --format tflite`: its pins exclude ours, so it has none of ours.
+onnx2tf-venv: .venv-onnx2tf/.stamp
 
 # Not editable, so that the demo shows what users get: the files that the wheel holds.
 .venv-demo/.stamp: pyproject.toml constraints.txt $(wildcard rfdetr_edge/*.py rfdetr_edge/backends/*.py rfdetr_edge/cuda/*.* rfdetr_edge/datasets/*.py rfdetr_edge/demo/*.* rfdetr_edge/demo/*/*.*)
@@ -49,4 +55,9 @@ test-slow: .venv/.stamp
 	test -x .venv-oldest/bin/python || $(PYTHON310) -m venv .venv-oldest
 	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt -e '.[onnx,tflite,cuda,eval,supervision]' \
 		onnx pillow pytest hypothesis filelock tqdm
+	touch $@
+
+.venv-onnx2tf/.stamp: constraints-onnx2tf.txt
+	test -x .venv-onnx2tf/bin/python || $(PYTHON312) -m venv .venv-onnx2tf
+	.venv-onnx2tf/bin/python $(PIP) -c constraints-onnx2tf.txt onnx2tf
 	touch $@

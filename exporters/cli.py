@@ -37,8 +37,19 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("onnx", "tflite", "engine"),
         default="onnx",
-        help="tflite is LiteRT's, of fp32 and one image a run, from a checkpoint; engine is "
-        "TensorRT's, from a checkpoint or an .onnx (default onnx)",
+        help="tflite is LiteRT's, of fp32 and one image a run; engine is TensorRT's (default onnx)",
+    )
+    parser.add_argument(
+        "--converter",
+        choices=("auto", "onnx2tf", "litert-torch"),
+        default="auto",
+        help="to tflite; auto is litert-torch for a checkpoint, onnx2tf for an .onnx",
+    )
+    parser.add_argument(
+        "--onnx2tf-python",
+        type=Path,
+        metavar="PATH",
+        help="the interpreter that has onnx2tf, which `make onnx2tf-venv` makes",
     )
     parser.add_argument(
         "--shape",
@@ -131,6 +142,10 @@ def _export(arguments: argparse.Namespace) -> int:
     suffix = f".{arguments.format}"
     if arguments.output.suffix.lower() != suffix:
         raise InputError(f"the artifact must end in {suffix}, not {arguments.output.name!r}")
+    if arguments.format != "tflite":
+        _refuse(arguments, "onnx2tf_python", why="--format tflite")
+        if arguments.converter != "auto":
+            raise InputError("--converter is for --format tflite")
     if arguments.format == "engine":
         print(trt.export_engine(arguments, _export_onnx))
         return 0
@@ -195,13 +210,41 @@ def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
 def _export_tflite(arguments: argparse.Namespace) -> str:
     if arguments.precision != "fp32":
         raise InputError(f"{arguments.precision} is for --format onnx so far; a .tflite is fp32")
-    if arguments.source.suffix.lower() == ".onnx":
-        raise InputError("a .tflite is made from a checkpoint (.pth), not from an .onnx artifact")
     _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
     _refuse(arguments, "opset", why="--format onnx")
     if arguments.batch not in (None, 1) or arguments.raw:
         raise InputError("--batch and --raw are for --format onnx; a .tflite takes one image a run")
+    is_artifact = arguments.source.suffix.lower() == ".onnx"
+    if arguments.converter == "litert-torch" and is_artifact:
+        raise InputError("litert-torch converts checkpoints (.pth); onnx2tf converts .onnx")
+    if arguments.converter == "onnx2tf" or is_artifact:
+        seen = _by_onnx2tf(arguments)
+    else:
+        seen = _by_litert_torch(arguments)
+    compared = [f"{comparison} ({provider})" for provider, comparison in seen.items()]
+    return "\n  ".join(compared) or "not compared (--no-verify)"
 
+
+def _by_onnx2tf(arguments: argparse.Namespace) -> "dict[str, Comparison]":
+    from exporters.onnx2tf import check_onnx2tf
+    from exporters.onnx_to_tflite import export_onnx_to_tflite
+    from exporters.verify import gate_images
+
+    # before the export of a checkpoint, which takes its time
+    python = check_onnx2tf(arguments.onnx2tf_python)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.source.suffix.lower() == ".onnx":
+            _refuse(arguments, "shape", "antialias", "notes", "variant", why="a checkpoint")
+            source = arguments.source
+        else:
+            source = Path(folder) / "fp32.onnx"
+            _export_checkpoint(arguments, source)
+        images = None if arguments.no_verify else gate_images(arguments.images, _task(source))
+        return export_onnx_to_tflite(source, arguments.output, python, images=images)
+
+
+def _by_litert_torch(arguments: argparse.Namespace) -> "dict[str, Comparison]":
+    _refuse(arguments, "onnx2tf_python", why="--converter onnx2tf, and for an .onnx")
     _quiet_converter()
     from exporters.tflite_export import TfliteOptions, export_tflite
     from exporters.verify import gate_images
@@ -216,9 +259,7 @@ def _export_tflite(arguments: argparse.Namespace) -> str:
         checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)
         task = checkpoint.variant.task
         images = None if arguments.no_verify else gate_images(arguments.images, task)
-        seen = export_tflite(checkpoint, arguments.output, options, images=images)
-    compared = [f"{comparison} ({provider})" for provider, comparison in seen.items()]
-    return "\n  ".join(compared) or "not compared (--no-verify)"
+        return export_tflite(checkpoint, arguments.output, options, images=images)
 
 
 def _quiet_converter() -> None:

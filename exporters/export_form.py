@@ -1,18 +1,17 @@
-"""What the export of a checkpoint to any format starts from, and how one that differs ends.
+"""What the export of a checkpoint to any format starts from.
 
 The network as a function of one tensor, for one resolution, and what its artifact says of itself.
 """
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 import rfdetr_edge
 from exporters.torch_reference import output_facts
-from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.errors import InputError
 from rfdetr_edge.metadata import InputSpec, ModelMetadata, Provenance
 from rfdetr_edge.variants import Variant
 from trainer.checkpoint import Checkpoint
@@ -70,16 +69,6 @@ def fp32_metadata(
             verification="skipped",
             notes=notes,
         ),
-    )
-
-
-def reject(temporary: Path, output: Path, reason: object) -> ArtifactError:
-    """Keeps a file as `<output>.rejected` for inspection; the error that says so."""
-    target = output.resolve()
-    rejected = target.with_name(target.name + ".rejected")
-    temporary.replace(rejected)
-    return ArtifactError(
-        f"the export differs from the checkpoint and is kept as {rejected}: {reason}"
     )
 
 

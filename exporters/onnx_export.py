@@ -17,11 +17,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from exporters.export_form import ExportForm, fixed, fp32_metadata, reject
+from exporters.export_form import ExportForm, fixed, fp32_metadata
 from exporters.onnx_cleanup import cleaned
 from exporters.onnx_graph import BATCH_AXIS, add_notes, finish, replace_metadata
 from exporters.torch_reference import TorchSession, output_shapes
-from exporters.verify import Comparison, compare, gate_images
+from exporters.verify import Comparison, compare, gate_images, reject
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.files import make_folder, replacing

@@ -7,32 +7,22 @@ up to rank 4, and deformable sampling as a matrix product.
 
 import warnings
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import litert_torch
-import numpy as np
 import torch
-from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, nn
 
-from exporters.export_form import ExportForm, fixed, fp32_metadata, reject
+from exporters.export_form import ExportForm, fixed, fp32_metadata
+from exporters.tflite_gate import hand_out
 from exporters.torch_reference import TorchSession, output_shapes
-from exporters.verify import Comparison, compare
-from rfdetr_edge.associated import with_document, write_sidecar
-from rfdetr_edge.backends import Session, TensorSpec, open_session
-from rfdetr_edge.detector import Detector
-from rfdetr_edge.errors import BackendError
-from rfdetr_edge.files import replacing
+from exporters.verify import Comparison
 from trainer.checkpoint import Checkpoint
 from trainer.model.attention import DeformableAttention
 from trainer.model.rfdetr import RFDETR
 from trainer.model.sampling import multiplied
-
-PROVIDERS = ("xnnpack", "reference")
-"""The kernels of LiteRT on which an artifact must find what its checkpoint finds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,59 +57,14 @@ def export_tflite(
     metadata = fp32_metadata(checkpoint, options.shape, options.antialias, options.notes)
     resolution = metadata.input.resolution
     outputs = output_shapes(checkpoint, resolution)
-    wanted = [
-        TensorSpec(name, (1, *shape), np.dtype(np.float32))
-        for name, shape in {"input": (3, *resolution), **outputs}.items()
-    ]
-    reference = TorchSession(checkpoint, metadata)
-    seen: dict[str, Comparison] = {}
-    with replacing(output) as temporary:
-        model = _converted(fixed(checkpoint.model, metadata), resolution, [*outputs])
-        temporary.write_bytes(with_document(model, metadata.to_json()))
-        try:
-            _check_operators(model)
-            for provider in PROVIDERS:
-                with closing(open_session(temporary, provider=provider)) as session:
-                    _check_tensors(session, wanted)
-                    Detector.from_session(session).warm_up()
-                    if images is not None:
-                        seen[provider] = _compared(reference, session, images)
-        except (_Refused, BackendError) as error:
-            raise reject(temporary, output, error) from error
-        if seen:  # only now, so that no file that was not compared says so
-            passed = replace(metadata.provenance, verification="passed")
-            metadata = replace(metadata, provenance=passed)
-            temporary.write_bytes(with_document(model, metadata.to_json()))
-        write_sidecar(output, metadata.to_json())
-    return seen
-
-
-class _Refused(Exception):
-    """An artifact that must not be handed out, and why."""
-
-
-def _check_operators(model: bytes) -> None:
-    """Raises _Refused for operators that a plain LiteRT does not have, Flex ones among them."""
-    file = schema.Model.GetRootAs(model, 0)
-    custom = [file.OperatorCodes(at).CustomCode() for at in range(file.OperatorCodesLength())]
-    foreign = sorted(name.decode() for name in custom if name)
-    if foreign:
-        raise _Refused(f"it needs operators that LiteRT does not have: {', '.join(foreign)}")
-
-
-def _check_tensors(session: Session, wanted: Sequence[TensorSpec]) -> None:
-    """Raises _Refused for inputs and outputs of other names, shapes or order."""
-    found = [*session.inputs, *session.outputs]
-    if found != [*wanted]:
-        listed = [", ".join(map(str, specs)) for specs in (found, wanted)]
-        raise _Refused(f"it has {listed[0]} instead of {listed[1]}")
-
-
-def _compared(reference: Session, session: Session, images: Sequence[Path]) -> Comparison:
-    comparison = compare(reference, session, images)
-    if not comparison.passed:
-        raise _Refused(f"on {session.provider}: {comparison}")
-    return comparison
+    return hand_out(
+        lambda: _converted(fixed(checkpoint.model, metadata), resolution, [*outputs]),
+        output,
+        metadata,
+        outputs,
+        TorchSession(checkpoint, metadata),
+        images,
+    )
 
 
 class _NamedForm(nn.Module):

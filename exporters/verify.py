@@ -23,7 +23,7 @@ from rfdetr_edge.backends.fake import FakeSession
 from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.detector import Detector
-from rfdetr_edge.errors import InputError
+from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.images import image_files, read_image
 from rfdetr_edge.metadata import ModelMetadata
 from rfdetr_edge.variants import Task
@@ -139,6 +139,14 @@ def _detector(session: Session, metadata: ModelMetadata, noise_seed: int | None 
         metadata = replace(metadata, keypoints=replace(metadata.keypoints, trace_alpha=0.0))
     seen = FakeSession(run, session.inputs, session.outputs, metadata.to_json(), session.provider)
     return Detector.from_session(seen)
+
+
+def reject(temporary: Path, output: Path, reason: object) -> ArtifactError:
+    """Keeps a file as `<output>.rejected` for inspection; the error that says so."""
+    target = output.resolve()
+    rejected = target.with_name(target.name + ".rejected")
+    temporary.replace(rejected)
+    return ArtifactError(f"the export differs from its source and is kept as {rejected}: {reason}")
 
 
 def contradictions(reference: ModelMetadata, candidate: ModelMetadata) -> list[str]:

@@ -41,13 +41,17 @@ def pytest_make_collect_report(
     return _judged((yield), collector.config)
 
 
+_MAY_BE_MISSING = ("no GPU", "no javac")
+_LISTED = "a missing GPU or javac"
+
+
 def _judged(report: Report, config: pytest.Config) -> Report:
-    """A skip is a failure, so that no check is lost unseen; only a GPU may be missing."""
+    """A skip is a failure, so that no check is lost unseen, but for what no pip can bring."""
     if report.skipped and not config.getoption("--allow-skips"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if not reason.removeprefix("Skipped: ").startswith("no GPU"):
+        if not reason.removeprefix("Skipped: ").startswith(_MAY_BE_MISSING):
             report.outcome = "failed"
-            report.longrepr = f"{reason}\nOnly a missing GPU may skip a test (or --allow-skips)."
+            report.longrepr = f"{reason}\nOnly {_LISTED} may skip a test (or --allow-skips)."
     return report
 
 

@@ -266,7 +266,7 @@ def test_an_export_that_differs_is_rejected(tiny_checkpoint, tmp_path, monkeypat
     monkeypatch.setattr(onnx_export, "fixed", spoilt)
     path = tmp_path / "model.onnx"
     path.write_text("an older artifact")
-    with pytest.raises(ArtifactError, match="differs from the checkpoint"):
+    with pytest.raises(ArtifactError, match="differs from its source"):
         export_onnx(load_checkpoint(tiny_checkpoint), path, images=photo_paths())
     assert path.read_text() == "an older artifact"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.rejected"]

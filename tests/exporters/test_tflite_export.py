@@ -4,30 +4,24 @@ import errno
 import json
 import zipfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tflite_graphs
 import torch
-from checkpoints import save_filled
-from fill import fill_state_dict, make_images, normalize
+from checkpoints import save_filled, small_checkpoint
+from fill import make_images, normalize
 
 from exporters.onnx_export import export_onnx
 from exporters.torch_reference import TorchSession
 from rfdetr_edge import Detector
 from rfdetr_edge.associated import read_document, sidecar_path
 from rfdetr_edge.backends import open_session
-from rfdetr_edge.classes import named_classes
 from rfdetr_edge.cli import main
 from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.errors import ArtifactError, InputError
-from rfdetr_edge.keypoint_schema import numbered_schema
-from rfdetr_edge.variants import VARIANTS, Encoder
 from trainer.checkpoint import Checkpoint, load_checkpoint
-from trainer.checkpoint_names import from_file_names, to_file_names
-from trainer.model.rfdetr import RFDETR
 
 tflite_export = pytest.importorskip("exporters.tflite_export")
 export_tflite, TfliteOptions = tflite_export.export_tflite, tflite_export.TfliteOptions
@@ -119,28 +113,6 @@ def test_the_command_line_reads_and_verifies_it(exported, tiny_checkpoint, capsy
     assert [tensor["name"] for tensor in description["outputs"]] == ["dets", "labels"]
 
 
-def _small(task: str) -> Checkpoint:
-    """A network of the same kind with one block and one decoder layer, for 64x64 pixels."""
-    names = {"segmentation": "seg-tiny", "keypoint": "keypoint-tiny"}
-    sizes = {"encoder": Encoder(32, 2, 1), "taps": (1,), "hidden_dim": 32, "decoder_layers": 1}
-    side = {"resolution": 64, "position_grid": 4, "num_queries": 10, "num_select": 10}
-    variant = replace(VARIANTS[names[task]], **sizes, **side)
-    counts = (3, 0, 2) if task == "keypoint" else ()
-    model = RFDETR(variant, 4, counts).eval()
-    shapes = {name: tensor.shape for name, tensor in to_file_names(model.state_dict()).items()}
-    filled = from_file_names(fill_state_dict(shapes))
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in filled.items()})
-    return Checkpoint(
-        model=model,
-        classes=named_classes("background-last", ["a", "b", "c"]),
-        schema=numbered_schema(counts) if counts else None,
-        resolution=64,
-        antialias=True,
-        sha256="0" * 64,
-        notes=None,
-    )
-
-
 @pytest.mark.parametrize(
     ("task", "shape"),
     [
@@ -149,7 +121,7 @@ def _small(task: str) -> Checkpoint:
     ],
 )
 def test_masks_and_keypoints_equal_torch(tmp_path, task, shape):
-    checkpoint = _small(task)
+    checkpoint = small_checkpoint(task)
     path = tmp_path / "model.tflite"
     assert export_tflite(checkpoint, path, TfliteOptions(shape=shape), images=None) == {}
     feeds = _image(shape or (64, 64))
@@ -276,6 +248,7 @@ def test_a_shape_that_does_not_fit_is_named(tiny_checkpoint, older):
         (["--batch", "dynamic"], "takes one image a run"),
         (["--batch", "2"], "takes one image a run"),
         (["--validation", "x"], "--validation is for lower precision"),
+        (["--onnx2tf-python", "x"], "--onnx2tf-python is for --converter onnx2tf"),
         (["-o", "model.onnx"], "must end in .tflite, not 'model.onnx'"),
     ],
 )
@@ -283,11 +256,6 @@ def test_options_of_the_other_format_are_refused(tiny_checkpoint, capsys, option
     arguments = ["export", str(tiny_checkpoint), "-o", "model.tflite", "--format", "tflite"]
     assert main([*arguments, *options]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_an_onnx_artifact_is_refused(capsys):
-    assert main(["export", "model.onnx", "-o", "model.tflite", "--format", "tflite"]) == 2
-    assert "made from a checkpoint (.pth), not from an .onnx" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # 2 minutes and 2 GB
