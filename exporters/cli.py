@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from rfdetr_edge.backends import Session
 
 _ALL = 1_000_000  # images of a gate: more than a folder holds
+_ALL_INTEGER = (
+    "there is no all-integer precision: residual sums, sampling places and attention products in "
+    "8 bits lose a third of the detections and take longer than float32. The nearest is int8, "
+    "whose linear layers and convolutions are integers; its inputs and outputs stay float32"
+)
 _MAX_DROP = "AP that may be lost, in points of 100 (default: 0.1 for fp16, 0.5 for all of int8)"
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=Path, help="checkpoint (.pth), or an FP32 artifact (.onnx) to lower"
+        "source", type=Path, help="checkpoint (.pth), or an FP32 artifact (.onnx, .tflite) to lower"
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="artifact to write"
@@ -36,7 +41,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("onnx", "tflite"),
         default="onnx",
-        help="tflite is LiteRT's, of fp32 and one image a run, from a checkpoint (default onnx)",
+        help="tflite is LiteRT's, of one image a run (default onnx)",
     )
     parser.add_argument(
         "--shape",
@@ -86,6 +91,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     lower = parser.add_argument_group("lower precision")
     lower.add_argument(
         "--precision",
+        type=_precision,
         choices=get_args(Precision),
         default="fp32",
         help="fp16; int8 with scales from --calibration; int8-dynamic, which finds scales as it "
@@ -117,7 +123,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         choices=("cpu", "tensorrt"),
         default="cpu",
-        help="whose int8 arithmetic the graph is written for (default cpu)",
+        help="whose int8 arithmetic an .onnx is written for (default cpu)",
     )
 
 
@@ -125,15 +131,21 @@ def _export(arguments: argparse.Namespace) -> int:
     suffix = f".{arguments.format}"
     if arguments.output.suffix.lower() != suffix:
         raise InputError(f"the artifact must end in {suffix}, not {arguments.output.name!r}")
+    is_artifact = arguments.source.suffix.lower() in (".onnx", ".tflite")
+    if is_artifact and arguments.source.suffix.lower() != suffix:
+        raise InputError(
+            f"a {suffix} is made from a checkpoint (.pth), not from an "
+            f"{arguments.source.suffix.lower()} artifact"
+        )
+    export = _export_checkpoint
     if arguments.format == "tflite":
-        print(f"{arguments.output}: {_export_tflite(arguments)}")
-        return 0
-    is_artifact = arguments.source.suffix.lower() == ".onnx"
+        export = _export_tflite
+        _refuse_of_onnx(arguments)
     if arguments.precision == "fp32":
         if is_artifact:
             raise InputError(f"{arguments.source} is an artifact already; --precision lowers it")
         _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
-        print(f"{arguments.output}: {_export_checkpoint(arguments, arguments.output)}")
+        print(f"{arguments.output}: {export(arguments, arguments.output)}")
         return 0
     # before the export of a checkpoint, which takes its time
     if arguments.raw:
@@ -152,8 +164,8 @@ def _export(arguments: argparse.Namespace) -> int:
         seen = _lower(arguments, arguments.source)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "fp32.onnx"
-            _export_checkpoint(arguments, source)
+            source = Path(folder) / f"fp32{suffix}"
+            export(arguments, source)
             seen = _lower(arguments, source)
     print(f"{arguments.output}: {seen}")
     return 0
@@ -180,16 +192,16 @@ def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
     return "not compared (--no-verify)" if images is None else str(comparison)
 
 
-def _export_tflite(arguments: argparse.Namespace) -> str:
-    if arguments.precision != "fp32":
-        raise InputError(f"{arguments.precision} is for --format onnx so far; a .tflite is fp32")
-    if arguments.source.suffix.lower() == ".onnx":
-        raise InputError("a .tflite is made from a checkpoint (.pth), not from an .onnx artifact")
-    _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
+def _refuse_of_onnx(arguments: argparse.Namespace) -> None:
+    """Options that mean nothing to a .tflite."""
     _refuse(arguments, "opset", why="--format onnx")
     if arguments.batch != 1 or arguments.raw:
         raise InputError("--batch and --raw are for --format onnx; a .tflite takes one image a run")
+    if arguments.target == "tensorrt":
+        raise InputError("TensorRT reads no .tflite; make an .onnx for it (--format onnx)")
 
+
+def _export_tflite(arguments: argparse.Namespace, output: Path) -> str:
     _quiet_converter()
     from exporters.tflite_export import TfliteOptions, export_tflite
     from exporters.verify import gate_images
@@ -204,7 +216,7 @@ def _export_tflite(arguments: argparse.Namespace) -> str:
         checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)
         task = checkpoint.variant.task
         images = None if arguments.no_verify else gate_images(arguments.images, task)
-        seen = export_tflite(checkpoint, arguments.output, options, images=images)
+        seen = export_tflite(checkpoint, output, options, images=images)
     compared = [f"{comparison} ({provider})" for provider, comparison in seen.items()]
     return "\n  ".join(compared) or "not compared (--no-verify)"
 
@@ -244,14 +256,13 @@ def _lower_int8(
 ) -> "Judgement":
     from exporters.calibration import calibration_set
     from exporters.precision import export_int8
-    from exporters.quantize import SCHEMES
 
     return export_int8(
         source,
         arguments.output,
         calibration_set(arguments.calibration, limit=arguments.max_images),
         images,
-        scheme=SCHEMES[arguments.target],
+        target=arguments.target,
         observer=arguments.observer,
         max_drop=arguments.max_drop,
     )
@@ -282,10 +293,10 @@ _LOWERING: Mapping[
 
 
 def _task(artifact: Path) -> Task:
-    from rfdetr_edge.backends import open_session
+    from rfdetr_edge.backends import open_session, proving_providers
     from rfdetr_edge.detector import Detector
 
-    session = open_session(artifact, provider="cpu")
+    session = open_session(artifact, provider=proving_providers(artifact)[0])
     try:
         return Detector.from_session(session).metadata.task
     finally:
@@ -386,6 +397,12 @@ def _naming_lack_of_memory() -> Iterator[None]:
             "there is not enough memory for this shape and batch; choose a smaller --shape or "
             "--batch, or --batch dynamic"
         ) from None
+
+
+def _precision(text: str) -> str:
+    if "full" in text or "integer" in text:
+        raise argparse.ArgumentTypeError(_ALL_INTEGER)
+    return text
 
 
 def _batch(text: str) -> int | str:

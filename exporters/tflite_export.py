@@ -19,10 +19,11 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, nn
 
 from exporters.export_form import ExportForm, fixed, fp32_metadata, reject
+from exporters.tflite_names import renamed
 from exporters.torch_reference import TorchSession, output_shapes
 from exporters.verify import Comparison, compare
 from rfdetr_edge.associated import with_document, write_sidecar
-from rfdetr_edge.backends import Session, TensorSpec, open_session
+from rfdetr_edge.backends import Session, TensorSpec, open_session, proving_providers
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import BackendError
 from rfdetr_edge.files import replacing
@@ -30,9 +31,6 @@ from trainer.checkpoint import Checkpoint
 from trainer.model.attention import DeformableAttention
 from trainer.model.rfdetr import RFDETR
 from trainer.model.sampling import multiplied
-
-PROVIDERS = ("xnnpack", "reference")
-"""The kernels of LiteRT on which an artifact must find what its checkpoint finds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,8 @@ def export_tflite(
     """
     options = options or TfliteOptions()
     metadata = fp32_metadata(checkpoint, options.shape, options.antialias, options.notes)
+    made_by = replace(metadata.provenance, converter=f"litert-torch {litert_torch.__version__}")
+    metadata = replace(metadata, provenance=made_by)
     resolution = metadata.input.resolution
     outputs = output_shapes(checkpoint, resolution)
     wanted = [
@@ -78,12 +78,12 @@ def export_tflite(
         temporary.write_bytes(with_document(model, metadata.to_json()))
         try:
             _check_operators(model)
-            for provider in PROVIDERS:
+            for provider in proving_providers(output):
                 with closing(open_session(temporary, provider=provider)) as session:
                     _check_tensors(session, wanted)
                     Detector.from_session(session).warm_up()
                     if images is not None:
-                        seen[provider] = _compared(reference, session, images)
+                        seen[session.provider] = _compared(reference, session, images)
         except (_Refused, BackendError) as error:
             raise reject(temporary, output, error) from error
         if seen:  # only now, so that no file that was not compared says so
@@ -145,5 +145,4 @@ def _converted(model: RFDETR, resolution: tuple[int, int], outputs: Sequence[str
         warnings.simplefilter("ignore")
         form = _NamedForm(model, outputs).eval().requires_grad_(False)  # less to trace
         converted = litert_torch.convert(form, sample_kwargs={"input": example})
-        content: bytes = converted.model_content()
-    return content
+    return renamed(converted.model_content())

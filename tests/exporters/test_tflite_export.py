@@ -2,7 +2,6 @@
 
 import errno
 import json
-import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from fill import fill_state_dict, make_images, normalize
 from exporters.onnx_export import export_onnx
 from exporters.torch_reference import TorchSession
 from rfdetr_edge import Detector
-from rfdetr_edge.associated import read_document, sidecar_path
+from rfdetr_edge.associated import model_of, read_document, sidecar_path
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.classes import named_classes
 from rfdetr_edge.cli import main
@@ -29,6 +28,7 @@ from trainer.checkpoint import Checkpoint, load_checkpoint
 from trainer.checkpoint_names import from_file_names, to_file_names
 from trainer.model.rfdetr import RFDETR
 
+litert_torch = pytest.importorskip("litert_torch")
 tflite_export = pytest.importorskip("exporters.tflite_export")
 export_tflite, TfliteOptions = tflite_export.export_tflite, tflite_export.TfliteOptions
 
@@ -52,8 +52,7 @@ def exported(tiny_checkpoint, tmp_path_factory) -> Path:
 
 def _model(path: Path) -> bytes:
     """The file without its document."""
-    with zipfile.ZipFile(path) as archive:
-        return path.read_bytes()[: archive.infolist()[0].header_offset]
+    return model_of(path.read_bytes())
 
 
 def _image(shape: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -89,6 +88,7 @@ def test_the_file_says_what_it_is_inside_and_beside(exported, tiny_checkpoint):
     assert metadata.classes.names == ("RBC", "WBC", "Platelets", "__background__")
     assert metadata.provenance.checkpoint_sha256 == load_checkpoint(tiny_checkpoint).sha256
     assert (metadata.provenance.verification, metadata.provenance.notes) == ("passed", "line 7")
+    assert metadata.provenance.converter == f"litert-torch {litert_torch.__version__}"
     assert json.loads(sidecar_path(exported).read_text()) == json.loads(read_document(exported))
 
 
@@ -104,6 +104,10 @@ def test_the_graph_is_one_for_delegates(exported):
     # 6 blocks of 6, 2 decoder layers of 8 (query and key are one), 13 in heads and proposals
     assert count["FULLY_CONNECTED"] >= 6 * 6 + 2 * 8 + 10
     assert count["GATHER_ND"] == 2  # logits are not taken: only boxes and memory of the proposals
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) < 80
+    assert {"input", "dets", "labels", "encoder/Block_3/attention/value"} <= {*names}
     outputs = [index for node in graph.operators for index in node.outputs]
     assert max(len(graph.tensors[index].shape) for index in outputs) <= 4
     assert open_session(exported).partitions <= 3
@@ -270,8 +274,8 @@ def test_a_shape_that_does_not_fit_is_named(tiny_checkpoint, older):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--precision", "fp16"], "fp16 is for --format onnx so far"),
-        (["--precision", "int8", "--calibration", "x"], "int8 is for --format onnx so far"),
+        (["--target", "tensorrt"], "TensorRT reads no .tflite"),
+        (["--precision", "int8"], "needs images that fix its scales"),
         (["--opset", "18"], "--opset is for --format onnx"),
         (["--batch", "dynamic"], "takes one image a run"),
         (["--batch", "2"], "takes one image a run"),
