@@ -6,7 +6,7 @@ up to rank 4, and deformable sampling as a matrix product.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,10 +52,12 @@ def export_tflite(
     options: TfliteOptions | None = None,
     *,
     images: Sequence[Path] | None,
+    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, and compares it with the checkpoint on `images`.
 
     images: None skips the comparison, and the metadata says so; the file is run once all the same.
+    step: is told what begins, in a few words; the first takes the longest, 2 minutes of nano.
     Returns what the gate saw, by provider.
     Raises InputError for options that do not fit the variant, and ArtifactError when the artifact
     does not run, or does not find what the checkpoint finds: it is then kept as `<output>.rejected`
@@ -74,11 +76,13 @@ def export_tflite(
     reference = TorchSession(checkpoint, metadata)
     seen: dict[str, Comparison] = {}
     with replacing(output) as temporary:
+        step("converting the network with litert-torch")
         model = _converted(fixed(checkpoint.model, metadata), resolution, [*outputs])
         temporary.write_bytes(with_document(model, metadata.to_json()))
         try:
             _check_operators(model)
             for provider in proving_providers(output):
+                step(f"running it on {provider}")
                 with closing(open_session(temporary, provider=provider)) as session:
                     _check_tensors(session, wanted)
                     Detector.from_session(session).warm_up()

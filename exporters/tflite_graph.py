@@ -52,7 +52,7 @@ def products(content: bytes) -> list[Product]:
             continue
         data, index = graph.tensors[node.inputs[0]], node.inputs[1]
         maker = makers.get(index)
-        restored = maker is not None and _kind(model, maker) == "DEQUANTIZE"
+        restored = maker is not None and kind_of(model, maker) == "DEQUANTIZE"
         if maker is not None and restored:
             index = maker.inputs[0]
         weights = graph.tensors[index]
@@ -110,6 +110,13 @@ def pack(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
+def kind_of(model: Any, node: Any) -> str:
+    """Name of an operator of a schema's ModelT."""
+    code = model.operatorCodes[node.opcodeIndex]
+    kind: str = _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    return kind
+
+
 def _opened(content: bytes) -> tuple[Any, Any]:
     model = schema.ModelT.InitFromPackedBuf(content)
     return model, model.subgraphs[0]
@@ -117,10 +124,4 @@ def _opened(content: bytes) -> tuple[Any, Any]:
 
 def _nodes(model: Any) -> Iterator[tuple[Any, str]]:
     for node in model.subgraphs[0].operators:
-        yield node, _kind(model, node)
-
-
-def _kind(model: Any, node: Any) -> str:
-    code = model.operatorCodes[node.opcodeIndex]
-    kind: str = _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
-    return kind
+        yield node, kind_of(model, node)

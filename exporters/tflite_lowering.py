@@ -22,6 +22,7 @@ from exporters.formats import Choices, Lowering, Target, Tensors
 from exporters.linears import block_of
 from exporters.observers import Kind, Observer, observer
 from exporters.tflite_activations import activations
+from exporters.tflite_constants import halved_constants
 from exporters.tflite_graph import LAYERS, Product, products, read_model
 from rfdetr_edge.associated import read_document, with_document
 from rfdetr_edge.errors import ArtifactError, InputError
@@ -37,7 +38,7 @@ _SMALLEST_HALF = float(np.finfo(np.float16).smallest_subnormal)
 
 def _half(source: Path, tensors: Tensors) -> tuple[bytes, Mapping[str, int]]:
     """Weights alone are halved, so that nothing can overflow on the tensors."""
-    content = read_model(source)
+    content = halved_constants(read_model(source))
     layers = _layers(content)
     halved = [layer for layer in layers if np.abs(layer.weights).max() <= _LARGEST_HALF]
     sizes = [np.abs(layer.weights) for layer in halved]
@@ -54,7 +55,7 @@ def _calibrated(
 ) -> Choices:
     if target != "cpu":
         raise InputError(f"{target} runs no .tflite; make an .onnx for it (--format onnx)")
-    content = read_model(source)
+    content = halved_constants(read_model(source))
     layers = _layers(content)
     names = list(dict.fromkeys(name for layer in layers for name in (layer.data, layer.name)))
     observers: dict[str, Observer] = {name: observer(kind, name) for name in names}
@@ -71,7 +72,7 @@ def _range(seen: Observer) -> Mapping[str, NDArray[np.float32]]:
 
 
 def _uncalibrated(source: Path, precision: Uncalibrated) -> Choices:
-    content = read_model(source)
+    content = halved_constants(read_model(source))
     return _choices(source, content, _layers(content), _UNCALIBRATED[precision], None)
 
 

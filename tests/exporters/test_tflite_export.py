@@ -155,7 +155,10 @@ def _small(task: str) -> Checkpoint:
 def test_masks_and_keypoints_equal_torch(tmp_path, task, shape):
     checkpoint = _small(task)
     path = tmp_path / "model.tflite"
-    assert export_tflite(checkpoint, path, TfliteOptions(shape=shape), images=None) == {}
+    steps: list[str] = []
+    options = TfliteOptions(shape=shape)
+    assert export_tflite(checkpoint, path, options, images=None, step=steps.append) == {}
+    assert [step.split()[0] for step in steps] == ["converting", "running", "running"]
     feeds = _image(shape or (64, 64))
     for provider in PROVIDERS:
         session = open_session(path, provider=provider)

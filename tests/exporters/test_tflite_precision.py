@@ -30,6 +30,7 @@ from rfdetr_edge.metadata import ModelMetadata
 
 pytest.importorskip("litert_quantizer")
 tflite_graph = pytest.importorskip("exporters.tflite_graph")
+tflite_constants = pytest.importorskip("exporters.tflite_constants")
 tflite_names = pytest.importorskip("exporters.tflite_names")
 tflite_activations = pytest.importorskip("exporters.tflite_activations")
 
@@ -147,7 +148,7 @@ def test_an_fp32_artifact_is_lowered_judged_and_handed_out(
 
 def _twice(folder: Path) -> Path:
     """Each photo twice, so that both halves of a calibration hold all of them."""
-    images = [load_image(path) for path in photo_paths() for _ in range(2)]
+    images = [load_image(path, upright=False) for path in photo_paths() for _ in range(2)]
     np.save(folder / "calibration.npy", np.stack(images))
     return folder / "calibration.npy"
 
@@ -386,3 +387,33 @@ _ATTENTION = f"{_BLOCK}/trainer.model.encoder.Attention_attention"
 )
 def test_names_are_those_of_the_network(name: str, short: str) -> None:
     assert tflite_names.short_name(name) == short
+
+
+def _with_table(large: float) -> bytes:
+    """A model that adds a table of 18,432 numbers around 0, one of them another."""
+    graph = tflite_graphs.Graph()
+    shape = (1, 3, 64, 96)
+    table = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    table[0, 0, 0, 0] = large
+    image, total = graph.tensor("image", shape), graph.tensor("sum", shape)
+    graph.node("ADD", [image, graph.constant("table", table)], total, table="AddOptions")
+    return graph.packed({"input": image}, {"sum": total}, signature=True)
+
+
+@pytest.mark.parametrize("provider", ["xnnpack", "reference"])
+def test_a_table_is_stored_as_halves(tmp_path: Path, provider: str) -> None:
+    path = tmp_path / "m.tflite"
+    whole = _with_table(1.0)
+    path.write_bytes(whole)
+    feeds = {"input": np.ones((1, 3, 64, 96), np.float32)}
+    expected = open_session(path, provider=provider).run(feeds)["sum"]
+    halved = tflite_constants.halved_constants(whole)
+    assert len(halved) < 0.55 * len(whole)
+    path.write_bytes(halved)
+    found = open_session(path, provider=provider).run(feeds)["sum"]
+    np.testing.assert_allclose(found, expected, rtol=2**-11, atol=2**-10)
+
+
+def test_a_table_that_halves_cannot_hold_stays_as_it_is() -> None:
+    model = _with_table(1e6)
+    assert tflite_constants.halved_constants(model) is model
