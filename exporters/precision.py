@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporters.calibration import CalibrationSet
-from exporters.formats import Target, format_of, lowering_of
+from exporters.formats import Lowering, Target, format_of, lowering_of
 from exporters.lossy import MAX_DROP, Judgement, judge
 from exporters.observers import Kind
 from exporters.report import write_report
@@ -35,7 +35,7 @@ def export_fp16(
     library that lowers it, ArtifactError when the gate refuses: the artifact is then kept as
     `<output>.rejected`, and `output` is not touched.
     """
-    lowering = lowering_of(source)
+    lowering = _lowering(source, output)
     with _opened(source) as (session, metadata):
         against = trial(session, images)
     model, counts = lowering.half(source, images.tensors(metadata.input))
@@ -58,7 +58,7 @@ def export_int8(
     calibration: half of it sets the ranges, on the other half is searched for layers that must stay
     in float. images: the gate's, others than these. The rest, and errors: as `export_fp16`.
     """
-    lowering = lowering_of(source)
+    lowering = _lowering(source, output)
     ranging, searching = calibration.split()
     with _opened(source) as (session, metadata):
         against, explored = trial(session, images), trial(session, searching)
@@ -85,7 +85,7 @@ def export_uncalibrated(
     images: half of them are the gate's, on the other half is searched for layers that must stay in
     float. The rest, and errors: as `export_fp16`, and InputError for fewer than two images.
     """
-    lowering = lowering_of(source)
+    lowering = _lowering(source, output)
     judging, searching = images.split()
     with _opened(source) as (session, metadata):
         against, explored = trial(session, judging), trial(session, searching)
@@ -93,6 +93,12 @@ def export_uncalibrated(
     found = search(lowering.uncalibrated(source, precision), explored, allowed)
     said = replace(metadata, precision=precision)
     return _hand_out(found.model, said, source, output, against, max_drop, rows=found.rows)
+
+
+def _lowering(source: Path, output: Path) -> Lowering:
+    if output.suffix.lower() != source.suffix.lower():
+        raise InputError(f"{output.name!r} must end in {source.suffix}, as what it is made of")
+    return lowering_of(source)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from rfdetr_edge.associated import model_of, read_document, sidecar_path, with_d
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.cli import main
 from rfdetr_edge.demo import photo_paths
-from rfdetr_edge.errors import ArtifactError
+from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.images import load_image
 from rfdetr_edge.metadata import ModelMetadata
 
@@ -281,6 +281,11 @@ def test_a_full_disk_is_named_and_leaves_the_older_file(
         export_fp16(source, older, calibration_set(photos))
     assert [file.name for file in older.parent.iterdir()] == ["model.tflite"]
     assert older.read_text() == "an older artifact"
+
+
+def test_one_format_does_not_become_another(source: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'m\.onnx' must end in \.tflite"):
+        export_fp16(source, tmp_path / "m.onnx", calibration_set(photos))
 
 
 def test_an_artifact_that_finds_less_is_kept_as_rejected(
