@@ -8,7 +8,7 @@ import copy
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from exporters.tflite_graph import kind_of, pack
+from exporters.tflite_graph import kind_of, pack, unpacked
 
 _LARGEST = float(np.finfo(np.float16).max)
 # Of numbers: below it a constant is worth no operator of its own.
@@ -20,7 +20,7 @@ _DEQUANTIZE_OF_HALVES = 3  # the operator's first version that takes them
 
 def halved_constants(content: bytes) -> bytes:
     """The same model with those in float16, each behind a DEQUANTIZE."""
-    model = schema.ModelT.InitFromPackedBuf(content)
+    model = unpacked(content)
     (graph,) = model.subgraphs
     of_layers = {
         index

@@ -117,8 +117,22 @@ def kind_of(model: Any, node: Any) -> str:
     return kind
 
 
-def _opened(content: bytes) -> tuple[Any, Any]:
+def unpacked(content: bytes) -> Any:
+    """A schema's ModelT, with all numbers in its buffers.
+
+    litert-quantizer leaves those of models from 256 KB on behind the graph, at an offset of the
+    file (schema.fbs, table Buffer).
+    """
     model = schema.ModelT.InitFromPackedBuf(content)
+    for buffer in model.buffers:
+        if buffer.offset > 1:
+            held = content[buffer.offset : buffer.offset + buffer.size]
+            buffer.data, buffer.offset, buffer.size = np.frombuffer(held, np.uint8), 0, 0
+    return model
+
+
+def _opened(content: bytes) -> tuple[Any, Any]:
+    model = unpacked(content)
     return model, model.subgraphs[0]
 
 

@@ -6,9 +6,7 @@ all of their paths: 300 KB in `tiny`. Reports and recipes show the short ones.
 
 import re
 
-from ai_edge_litert import schema_py_generated as schema
-
-from exporters.tflite_graph import pack, products
+from exporters.tflite_graph import pack, products, unpacked
 
 # The module whose parts the names begin with, in all paths.
 _NETWORK = "trainer.model.rfdetr.RFDETR_model"
@@ -20,7 +18,7 @@ def renamed(content: bytes) -> bytes:
 
     Of several tensors that would have the same name a layer's result has it, the others a number.
     """
-    model = schema.ModelT.InitFromPackedBuf(content)
+    model = unpacked(content)
     (graph,) = model.subgraphs
     names = [short_name(tensor.name.decode()) for tensor in graph.tensors]
     for signature in model.signatureDefs:

@@ -394,6 +394,26 @@ def test_names_are_those_of_the_network(name: str, short: str) -> None:
     assert tflite_names.short_name(name) == short
 
 
+@pytest.mark.parametrize("precision", PRECISIONS[2:])
+def test_numbers_behind_the_graph_are_found(precision: str, tmp_path: Path) -> None:
+    """Where litert-quantizer puts those of all but small models."""
+    graph = tflite_graphs.Graph()
+    weights = np.random.default_rng(0).normal(size=(600, 600)).astype(np.float32)
+    given, bias = graph.tensor("given", (1, 600)), graph.constant("bias", np.zeros(600, np.float32))
+    inputs = [given, graph.constant("weights", weights), bias]
+    wide = graph.tensor("wide", (1, 600))
+    graph.node("FULLY_CONNECTED", inputs, wide, table="FullyConnectedOptions")
+    path = tmp_path / "m.tflite"
+    model = graph.packed({"given": given}, {"wide": wide}, signature=True)
+    path.write_bytes(with_document(model, SAID.to_json()))
+    made = lowering_of(path).uncalibrated(path, precision).build(["wide"])
+    (product,) = tflite_graph.products(model_of(made))
+    steps = np.abs(weights).max(axis=1, keepdims=True) / 127
+    np.testing.assert_allclose(product.weights * steps, weights, atol=steps.max() / 1.9)
+    path.write_bytes(made)
+    assert _held(path) == {precision: weights.size}
+
+
 def _with_table(large: float) -> bytes:
     """A model that adds a table of 18,432 numbers around 0, one of them another."""
     graph = tflite_graphs.Graph()
