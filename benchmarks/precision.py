@@ -1,9 +1,10 @@
-"""What lower precision costs on BCCD: `python -m benchmarks.precision MODEL.onnx --bccd DIR`.
+"""What lower precision costs on BCCD: `python -m benchmarks.precision MODEL --bccd DIR`.
 
 Scales come from training photos; AP is that of validation and test photos together, which took no
 part in training or calibration. The model is tried as it is, with activation outliers as pretrained
 encoders have them, and with channels beyond the range of half precision (benchmarks.outliers): the
-same function each time. Beside ours stands onnxruntime's own static INT8 at its defaults.
+same function each time. Beside ours stands onnxruntime's own static INT8 at its defaults. A .tflite
+is tried as it is, and alone.
 """
 
 import argparse
@@ -27,7 +28,6 @@ from benchmarks.stages import environment
 from exporters.calibration import CalibrationSet, annotated_set, calibration_set
 from exporters.onnx_graph import replace_metadata
 from exporters.precision import export_fp16, export_int8, export_uncalibrated
-from exporters.quantize import SCHEMES
 from exporters.trials import Outcome, trial
 from rfdetr_edge.annotations import read_annotations
 from rfdetr_edge.backends import open_session
@@ -81,8 +81,7 @@ def _fp16(source: Path, output: Path, photos: Photos) -> Outcome | None:
 
 
 def _int8(source: Path, output: Path, photos: Photos) -> Outcome | None:
-    scheme = SCHEMES["cpu"]
-    return export_int8(source, output, photos.calibration, photos.unseen, scheme=scheme).outcome
+    return export_int8(source, output, photos.calibration, photos.unseen).outcome
 
 
 def _uncalibrated(
@@ -92,21 +91,22 @@ def _uncalibrated(
     return export_uncalibrated(source, output, photos.unseen, precision=precision).outcome
 
 
-WAYS: Mapping[str, Callable[[Path, Path, Photos], Outcome | None]] = {
+_Way = Callable[[Path, Path, Photos], Outcome | None]
+WAYS: Mapping[str, _Way] = {
     "fp16": _fp16,
     "int8": _int8,
     **{name: partial(_uncalibrated, precision=name) for name in get_args(Uncalibrated)},
-    "int8, onnxruntime's defaults": plain_int8,
 }
+ONNX_WAYS: Mapping[str, _Way] = {**WAYS, "int8, onnxruntime's defaults": plain_int8}
 
 
 def measure(model: Path, photos: Photos) -> Iterator[dict[str, Any]]:
     """A row for each kind of weights and each way, as they come."""
     with tempfile.TemporaryDirectory() as folder:
-        source, output = Path(folder, "source.onnx"), Path(folder, "output.onnx")
-        for weights, change in WEIGHTS.items():
-            onnx.save(change(onnx.load(model)), source)
-            for name, way in WAYS.items():
+        output = Path(folder, f"output{model.suffix}")
+        ways = ONNX_WAYS if model.suffix == ".onnx" else WAYS
+        for weights, source in _sources(model, Path(folder)):
+            for name, way in ways.items():
                 row = {"weights": weights, "precision": name}
                 try:
                     outcome = way(source, output, photos)
@@ -119,6 +119,17 @@ def measure(model: Path, photos: Photos) -> Iterator[dict[str, Any]]:
                     **_figures(outcome),
                     "size": output.stat().st_size / source.stat().st_size,
                 }
+
+
+def _sources(model: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """The model with each kind of weights."""
+    if model.suffix != ".onnx":
+        yield "as trained", model
+        return
+    source = folder / "source.onnx"
+    for weights, change in WEIGHTS.items():
+        onnx.save(change(onnx.load(model)), source)
+        yield weights, source
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
@@ -161,7 +172,7 @@ def bccd_photos(folder: Path, scratch: Path) -> Photos:
 def main() -> None:
     """Measures, prints, and writes the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision")
-    parser.add_argument("model", type=Path, help="FP32 artifact trained on BCCD (.onnx)")
+    parser.add_argument("model", type=Path, help="FP32 artifact trained on BCCD")
     parser.add_argument("--bccd", type=Path, required=True, help="folder of train, valid and test")
     parser.add_argument("--json", type=Path, help="also write everything here")
     arguments = parser.parse_args()

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
     from rfdetr_edge.backends import Session
 
 _ALL = 1_000_000  # images of a gate: more than a folder holds
+_ALL_INTEGER = (
+    "there is no all-integer precision: with residual sums, sampling places and attention products "
+    "in 8 bits too, nano lost a third of its best pairs and took 1.2 times as long as in float32. "
+    "The nearest is int8, whose linear layers and convolutions are integers"
+)
 _MAX_DROP = "AP that may be lost, in points of 100 (default: 0.1 for fp16, 0.5 for all of int8)"
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=Path, help="checkpoint (.pth), or an FP32 artifact (.onnx) to lower"
+        "source", type=Path, help="checkpoint (.pth), or an FP32 artifact (.onnx, .tflite) to lower"
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="artifact to write"
@@ -37,7 +43,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("onnx", "tflite", "engine"),
         default="onnx",
-        help="tflite is LiteRT's, of fp32 and one image a run; engine is TensorRT's (default onnx)",
+        help="tflite is LiteRT's, of one image a run; engine is TensorRT's (default onnx)",
     )
     parser.add_argument(
         "--converter",
@@ -102,6 +108,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     lower = parser.add_argument_group("lower precision")
     lower.add_argument(
         "--precision",
+        type=_precision,
         choices=get_args(Precision),
         help="fp16; int8 with scales from --calibration; int8-dynamic, which finds scales as it "
         "runs; int8-weight-only, a small file that computes in float (default fp32, or of an "
@@ -133,7 +140,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         choices=("cpu", "tensorrt"),
         default="cpu",
-        help="whose int8 arithmetic the graph is written for (default cpu; of an engine tensorrt)",
+        help="whose int8 arithmetic an .onnx is written for (default cpu; of an engine tensorrt)",
     )
     trt.add_arguments(parser)
 
@@ -147,24 +154,30 @@ def _export(arguments: argparse.Namespace) -> int:
         if arguments.converter != "auto":
             raise InputError("--converter is for --format tflite")
     if arguments.format == "engine":
-        print(trt.export_engine(arguments, _export_onnx))
+        print(trt.export_engine(arguments, _export_artifact))
         return 0
     _refuse(arguments, *trt.OPTIONS, why="--format engine")
     if isinstance(arguments.batch, tuple):
         raise InputError("--batch min,opt,max is for --format engine; an .onnx takes N or dynamic")
     arguments.precision = arguments.precision or "fp32"
-    make = _export_tflite if arguments.format == "tflite" else _export_onnx
-    print(f"{arguments.output}: {make(arguments)}")
+    print(f"{arguments.output}: {_export_artifact(arguments)}")
     return 0
 
 
-def _export_onnx(arguments: argparse.Namespace) -> str:
-    is_artifact = arguments.source.suffix.lower() == ".onnx"
+def _export_artifact(arguments: argparse.Namespace) -> str:
+    """Writes an .onnx or .tflite, and says how it went."""
+    suffix, source_suffix = f".{arguments.format}", arguments.source.suffix.lower()
+    make = _export_tflite if arguments.format == "tflite" else _export_onnx
+    is_artifact = source_suffix == suffix
+    if arguments.format == "tflite":
+        _refuse_of_onnx(arguments)
+    elif source_suffix == ".tflite":
+        raise InputError("an .onnx is made from a checkpoint (.pth), not from a .tflite artifact")
     if arguments.precision == "fp32":
         if is_artifact:
             raise InputError(f"{arguments.source} is an artifact already; --precision lowers it")
         _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
-        return _export_checkpoint(arguments, arguments.output)
+        return make(arguments, arguments.output)
     # before the export of a checkpoint, which takes its time
     if arguments.raw:
         raise InputError("--raw is for fp32: lower precision starts from the cleaned graph")
@@ -181,12 +194,12 @@ def _export_onnx(arguments: argparse.Namespace) -> str:
     if is_artifact:
         return _lower(arguments, arguments.source)
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "fp32.onnx"
-        _export_checkpoint(arguments, source)
+        source = Path(folder) / f"fp32{suffix}"
+        make(arguments, source)
         return _lower(arguments, source)
 
 
-def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
+def _export_onnx(arguments: argparse.Namespace, output: Path) -> str:
     from exporters.onnx_export import OnnxOptions, export_onnx
     from exporters.verify import gate_images
     from trainer.checkpoint import load_checkpoint
@@ -207,43 +220,46 @@ def _export_checkpoint(arguments: argparse.Namespace, output: Path) -> str:
     return "not compared (--no-verify)" if images is None else str(comparison)
 
 
-def _export_tflite(arguments: argparse.Namespace) -> str:
-    if arguments.precision != "fp32":
-        raise InputError(f"{arguments.precision} is for --format onnx so far; a .tflite is fp32")
-    _refuse(arguments, "calibration", "validation", "max_drop", why="lower precision")
+def _refuse_of_onnx(arguments: argparse.Namespace) -> None:
+    """Options that mean nothing to a .tflite."""
     _refuse(arguments, "opset", why="--format onnx")
     if arguments.batch not in (None, 1) or arguments.raw:
         raise InputError("--batch and --raw are for --format onnx; a .tflite takes one image a run")
+    if arguments.target == "tensorrt":
+        raise InputError("TensorRT reads no .tflite; make an .onnx for it (--format onnx)")
+
+
+def _export_tflite(arguments: argparse.Namespace, output: Path) -> str:
     is_artifact = arguments.source.suffix.lower() == ".onnx"
     if arguments.converter == "litert-torch" and is_artifact:
         raise InputError("litert-torch converts checkpoints (.pth); onnx2tf converts .onnx")
     if arguments.converter == "onnx2tf" or is_artifact:
-        seen = _by_onnx2tf(arguments)
+        seen = _by_onnx2tf(arguments, output)
     else:
-        seen = _by_litert_torch(arguments)
+        seen = _by_litert_torch(arguments, output)
     compared = [f"{comparison} ({provider})" for provider, comparison in seen.items()]
     return "\n  ".join(compared) or "not compared (--no-verify)"
 
 
-def _by_onnx2tf(arguments: argparse.Namespace) -> "dict[str, Comparison]":
-    from exporters.onnx2tf import check_onnx2tf
+def _by_onnx2tf(arguments: argparse.Namespace, output: Path) -> "dict[str, Comparison]":
+    from exporters.onnx2tf import find_onnx2tf
     from exporters.onnx_to_tflite import export_onnx_to_tflite
     from exporters.verify import gate_images
 
     # before the export of a checkpoint, which takes its time
-    python = check_onnx2tf(arguments.onnx2tf_python)
+    onnx2tf = find_onnx2tf(arguments.onnx2tf_python)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.source.suffix.lower() == ".onnx":
             _refuse(arguments, "shape", "antialias", "notes", "variant", why="a checkpoint")
             source = arguments.source
         else:
             source = Path(folder) / "fp32.onnx"
-            _export_checkpoint(arguments, source)
+            _export_onnx(arguments, source)
         images = None if arguments.no_verify else gate_images(arguments.images, _task(source))
-        return export_onnx_to_tflite(source, arguments.output, python, images=images)
+        return export_onnx_to_tflite(source, output, onnx2tf, images=images, step=_say_step)
 
 
-def _by_litert_torch(arguments: argparse.Namespace) -> "dict[str, Comparison]":
+def _by_litert_torch(arguments: argparse.Namespace, output: Path) -> "dict[str, Comparison]":
     _refuse(arguments, "onnx2tf_python", why="--converter onnx2tf, and for an .onnx")
     _quiet_converter()
     from exporters.tflite_export import TfliteOptions, export_tflite
@@ -259,7 +275,13 @@ def _by_litert_torch(arguments: argparse.Namespace) -> "dict[str, Comparison]":
         checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)
         task = checkpoint.variant.task
         images = None if arguments.no_verify else gate_images(arguments.images, task)
-        return export_tflite(checkpoint, arguments.output, options, images=images)
+        return export_tflite(checkpoint, output, options, images=images, step=_say_step)
+
+
+def _say_step(step: str) -> None:
+    """Where somebody is waiting."""
+    if sys.stderr.isatty():
+        print(f"{step} ...", file=sys.stderr)
 
 
 def _quiet_converter() -> None:
@@ -297,14 +319,13 @@ def _lower_int8(
 ) -> "Judgement":
     from exporters.calibration import calibration_set
     from exporters.precision import export_int8
-    from exporters.quantize import SCHEMES
 
     return export_int8(
         source,
         arguments.output,
         calibration_set(arguments.calibration, limit=arguments.max_images),
         images,
-        scheme=SCHEMES[arguments.target],
+        target=arguments.target,
         observer=arguments.observer,
         max_drop=arguments.max_drop,
     )
@@ -335,10 +356,10 @@ _LOWERING: Mapping[
 
 
 def _task(artifact: Path) -> Task:
-    from rfdetr_edge.backends import open_session
+    from rfdetr_edge.backends import open_session, proving_providers
     from rfdetr_edge.detector import Detector
 
-    session = open_session(artifact, provider="cpu")
+    session = open_session(artifact, provider=proving_providers(artifact)[0])
     try:
         return Detector.from_session(session).metadata.task
     finally:
@@ -439,6 +460,12 @@ def _naming_lack_of_memory() -> Iterator[None]:
             "there is not enough memory for this shape and batch; choose a smaller --shape or "
             "--batch, or --batch dynamic"
         ) from None
+
+
+def _precision(text: str) -> str:
+    if "full" in text or "integer" in text:
+        raise argparse.ArgumentTypeError(_ALL_INTEGER)
+    return text
 
 
 def _batch(text: str) -> int | str | tuple[int, ...]:

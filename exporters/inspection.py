@@ -1,11 +1,13 @@
-"""What an ONNX file really holds, whatever it says of itself: read from the graph alone."""
+"""What a file really holds, whatever it says of itself; of ONNX, read from the graph alone."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from rfdetr_edge.metadata import Precision
@@ -68,7 +70,7 @@ def inspected(model: onnx.ModelProto) -> Inspection:
             continue
         kind = _FLOATS.get(tensor.data_type) or _met(node.input[0], makers)
         weights[kind] += int(np.prod(tensor.dims))
-        if fault := _fault(tensor):
+        if fault := fault_of(numpy_helper.to_array(tensor)):
             faults.append(f"the weights of {node.name or node.op_type} are {fault}")
     return Inspection(dict(weights), tuple(faults))
 
@@ -93,8 +95,8 @@ def _stored(
     return constants[name]
 
 
-def _fault(tensor: TensorProto) -> str | None:
-    values = numpy_helper.to_array(tensor)
+def fault_of(values: NDArray[Any]) -> str | None:
+    """What is wrong with a layer's weights; None if nothing."""
     if not np.isfinite(values).all():
         return "NaN or infinite"
     return None if values.any() else "all zero"

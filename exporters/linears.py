@@ -27,20 +27,25 @@ class Linear:
 
     @property
     def block(self) -> str:
-        """The part of the network, up to the first number in the name.
+        """The part of the network that it belongs to.
 
         `/model/encoder/blocks.3` of `/model/encoder/blocks.3/attention/query`.
         """
-        parts = self.name.split("/")
-        for end, part in enumerate(parts, start=1):
-            if _NUMBERED.search(part):
-                return "/".join(parts[:end])
-        return self.name
+        return block_of(self.name)
 
     @property
     def out_axis(self) -> int:
         """Axis of the output channels in the weights."""
         return 1 if self.kind == "Gemm" else 0
+
+
+def block_of(layer: str) -> str:
+    """The part of the network that a layer belongs to: its name up to the first number."""
+    parts = layer.split("/")
+    for end, part in enumerate(parts, start=1):
+        if _NUMBERED.search(part):
+            return "/".join(parts[:end])
+    return layer
 
 
 def linears(model: onnx.ModelProto) -> list[Linear]:

@@ -6,19 +6,16 @@ more AP, or detections, than the user allows. Knows nothing of torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-import onnx
-
 from exporters.diagnosis import diagnosis
-from exporters.inspection import inspected
-from exporters.overflow import overflows
-from exporters.scales import misfit
+from exporters.formats import Format, format_of
 from exporters.trials import Outcome, Trial
 from exporters.verify import contradictions
-from rfdetr_edge.backends import open_session
+from rfdetr_edge.backends import Session, open_session, proving_providers
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import BackendError
 from rfdetr_edge.metadata import ModelMetadata, Precision
@@ -42,10 +39,15 @@ _HIDDEN_IMAGES = 4
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the gate saw. outcome: None where nothing was run. failures: one line each."""
+    """What the gate saw.
+
+    outcome: None where nothing was run. failures: one line each. elsewhere: the outcome on every
+    other provider that the artifact must please.
+    """
 
     outcome: Outcome | None
     failures: tuple[str, ...]
+    elsewhere: Mapping[str, Outcome] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -55,7 +57,8 @@ class Judgement:
     def __str__(self) -> str:
         if self.outcome is None:
             return "; ".join(self.failures)
-        return "\n  ".join([str(self.outcome), *self.failures])
+        others = [f"{outcome} ({provider})" for provider, outcome in self.elsewhere.items()]
+        return "\n  ".join([str(self.outcome), *others, *self.failures])
 
 
 def judge(
@@ -66,41 +69,42 @@ def judge(
     *,
     resamples: int = 1000,
 ) -> Judgement:
-    """Compares an artifact with what its reference found.
+    """Compares an artifact with what its reference found, on each provider that must run it.
 
     wanted: what the reference says of itself. max_drop: points of AP that may be lost where the
     trial's images are annotated; None is that of MAX_DROP. Where they are not, at most 2 % of the
     confident detections may be lost or invented. resamples: of the interval of the drop.
     Raises ArtifactError for a file that cannot be run at all.
     """
-    session = open_session(candidate, provider="cpu")
-    try:
+    usual, *others = proving_providers(candidate)
+    kind = format_of(candidate)
+    with closing(open_session(candidate, provider=usual)) as session:
         found = Detector.from_session(session).metadata
-        failures = contradictions(wanted, found)
         allowed = MAX_DROP.get(found.precision, 0.0) if max_drop is None else max_drop
-        graph = onnx.load(candidate) if candidate.suffix.lower() == ".onnx" else None
-        if graph is not None:
-            failures += _graph_faults(graph, found)
+        failures = contradictions(wanted, found)
+        if kind is not None:
+            failures += _faults(kind, candidate, found)
         if failures:
             return Judgement(None, tuple(failures))
-        try:
-            outcome = trial.run(session, resamples=resamples)
-        except BackendError as error:  # NaN and infinity
-            hidden = [] if graph is None else _hidden_faults(graph, found, trial)
-            return Judgement(None, (str(error), *hidden))
-        causes = []
-        if not outcome.within(allowed):
-            causes = diagnosis(trial, session, outcome.agreement.disagreement)
-            failures = [_verdict(outcome, allowed), *causes]
-        if graph is not None and not causes:
-            failures += _hidden_faults(graph, found, trial)
-        return Judgement(outcome, tuple(failures))
-    finally:
-        session.close()
+        judged = _judged(session, trial, allowed, resamples)
+        if kind is not None and len(judged.failures) < 2:  # else the cause is named
+            tensors = islice(trial.images.tensors(found.input), _HIDDEN_IMAGES)
+            hidden = kind.hidden_faults(candidate, found, tensors)
+            judged = replace(judged, failures=(*judged.failures, *hidden))
+    for provider in others:
+        with closing(open_session(candidate, provider=provider)) as session:
+            other = _judged(session, trial, allowed, resamples)
+        failures = [f"on {session.provider}: {failure}" for failure in other.failures]
+        judged = replace(judged, failures=(*judged.failures, *failures))
+        if other.outcome is not None:
+            elsewhere = {**judged.elsewhere, session.provider: other.outcome}
+            judged = replace(judged, elsewhere=elsewhere)
+    return judged
 
 
-def _graph_faults(model: onnx.ModelProto, metadata: ModelMetadata) -> list[str]:
-    seen = inspected(model)
+def _faults(kind: Format, candidate: Path, metadata: ModelMetadata) -> list[str]:
+    """What is seen without a run."""
+    seen = kind.inspected(candidate)
     faults = list(seen.faults)
     if seen.precision != metadata.precision:
         faults.append(
@@ -110,17 +114,15 @@ def _graph_faults(model: onnx.ModelProto, metadata: ModelMetadata) -> list[str]:
     return faults
 
 
-def _hidden_faults(model: onnx.ModelProto, metadata: ModelMetadata, trial: Trial) -> list[str]:
-    """What need not show in the detections of these images, on this machine."""
-    tensors = islice(trial.images.tensors(metadata.input), _HIDDEN_IMAGES)
-    if metadata.precision == "int8" and (fault := misfit(model, tensors)):
-        return [fault]
-    if metadata.precision == "fp16" and (nodes := overflows(model, tensors)):
-        return [
-            f"half precision overflows in {len(nodes)} nodes, first in {nodes[0]}: a GPU would "
-            "give NaN; leave them in float32"
-        ]
-    return []
+def _judged(session: Session, trial: Trial, max_drop: float, resamples: int) -> Judgement:
+    try:
+        outcome = trial.run(session, resamples=resamples)
+    except BackendError as error:  # NaN and infinity
+        return Judgement(None, (str(error),))
+    if outcome.within(max_drop):
+        return Judgement(outcome, ())
+    causes = diagnosis(trial, session, outcome.agreement.disagreement)
+    return Judgement(outcome, (_verdict(outcome, max_drop), *causes))
 
 
 def _verdict(outcome: Outcome, max_drop: float) -> str:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -24,8 +25,19 @@ _NAMED_LINES = 3
 _OURS = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"})
 
 
-def check_onnx2tf(python: Path | None) -> Path:
-    """The absolute path of a Python interpreter that has onnx2tf.
+@dataclass(frozen=True, slots=True)
+class Onnx2tf:
+    """python: the absolute path of an interpreter that has it. version: as it says itself."""
+
+    python: Path
+    version: str
+
+    def __str__(self) -> str:
+        return f"onnx2tf {self.version}"
+
+
+def find_onnx2tf(python: Path | None) -> Onnx2tf:
+    """The converter of an interpreter.
 
     Raises InputError without one, and where its onnx2tf is too old.
     """
@@ -41,30 +53,28 @@ def check_onnx2tf(python: Path | None) -> Path:
     found = re.match(r"(\d+)\.(\d+)", asked.stdout)
     if asked.returncode or found is None:
         raise InputError(f"{python} has no onnx2tf; {_MAKE_ONE}")
+    onnx2tf = Onnx2tf(python, asked.stdout.strip())
     if tuple(map(int, found.groups())) < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
-        version = asked.stdout.strip()
-        raise InputError(
-            f"{python} has onnx2tf {version}, wanted is {oldest} or newer; {_MAKE_ONE}"
-        )
-    return python
+        raise InputError(f"{python} has {onnx2tf}, wanted is {oldest} or newer; {_MAKE_ONE}")
+    return onnx2tf
 
 
-def converted(model: onnx.ModelProto, python: Path) -> bytes:
+def converted(model: onnx.ModelProto, onnx2tf: Onnx2tf) -> bytes:
     """A `.tflite` of the graph, in FP32; images are NHWC, names of inputs and outputs stay.
 
-    python: of `check_onnx2tf`. Raises InputError when it makes none.
+    Raises InputError when it makes none.
     """
     with tempfile.TemporaryDirectory() as folder:
         # onnx2tf writes what it simplified over its source
         source, output = Path(folder) / "model.onnx", Path(folder) / "out"
         onnx.save(model, source)
         options = ["-i", str(source), "-o", str(output), "-tb", "flatbuffer_direct"]
-        done = _run(python, ["-m", "onnx2tf", *options], folder)
+        done = _run(onnx2tf.python, ["-m", "onnx2tf", *options], folder)
         made = output / "model_float32.tflite"
         if done.returncode == 0 and made.is_file():
             return made.read_bytes()
-        raise InputError(f"onnx2tf ({python}) made no .tflite: {_reason(done)}")
+        raise InputError(f"onnx2tf ({onnx2tf.python}) made no .tflite: {_reason(done)}")
 
 
 def _run(

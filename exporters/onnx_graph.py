@@ -37,6 +37,14 @@ def replace_metadata(path: Path, metadata: ModelMetadata) -> None:
     _save(onnx.load(path), metadata, path)
 
 
+def with_metadata(content: bytes, metadata: ModelMetadata) -> bytes:
+    """The same of a graph that is no file."""
+    model = onnx.load_from_string(content)
+    _set(model, metadata)
+    changed: bytes = model.SerializeToString()
+    return changed
+
+
 def add_notes(path: Path, notes: Any) -> None:
     """Writes the notes alone, as `rfdetr_notes`."""
     model = onnx.load(path)
@@ -45,9 +53,13 @@ def add_notes(path: Path, notes: Any) -> None:
 
 
 def _save(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
+    _set(model, metadata)
+    onnx.save(model, path)
+
+
+def _set(model: onnx.ModelProto, metadata: ModelMetadata) -> None:
     notes = _notes(metadata.provenance.notes)
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json(), **notes})
-    onnx.save(model, path)
 
 
 def _notes(notes: Any) -> dict[str, str]:

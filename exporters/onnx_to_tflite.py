@@ -4,13 +4,14 @@ Input `input` (1, H, W, 3), normalised float32; outputs under the names and in t
 artifact. Knows nothing of torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from exporters.onnx2tf import converted
+from exporters.onnx2tf import Onnx2tf, converted
 from exporters.tflite_form import tflite_form
 from exporters.tflite_gate import hand_out
 from exporters.tflite_signature import signed
@@ -21,12 +22,17 @@ from rfdetr_edge.errors import ArtifactError
 
 
 def export_onnx_to_tflite(
-    source: Path, output: Path, python: Path, *, images: Sequence[Path] | None
+    source: Path,
+    output: Path,
+    onnx2tf: Onnx2tf,
+    *,
+    images: Sequence[Path] | None,
+    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, and compares it with its source on `images`.
 
-    source: an FP32 artifact of ours for one image a run. python: of `check_onnx2tf`.
-    images, what is returned and what is raised for a file that differs: see `hand_out`.
+    source: an FP32 artifact of ours for one image a run.
+    images, step, what is returned and what is raised for a file that differs: see `hand_out`.
     Raises ArtifactError for a source that is no such artifact, and InputError when the converter
     fails.
     """
@@ -43,11 +49,13 @@ def export_onnx_to_tflite(
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)[1:]
             for value in model.graph.output
         }
+        provenance = replace(metadata.provenance, converter=str(onnx2tf))
         return hand_out(
-            lambda: signed(converted(model, python), [*shapes]),
+            lambda: signed(converted(model, onnx2tf), [*shapes]),
             output,
-            metadata,
+            replace(metadata, provenance=provenance),
             shapes,
             reference,
             images,
+            step=step,
         )

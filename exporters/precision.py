@@ -1,38 +1,26 @@
-"""From an FP32 artifact to FP16 and INT8, handed out only when the gate lets the result pass."""
+"""From an FP32 artifact to FP16 and INT8, handed out only when the gate lets the result pass.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+The same for every format: what differs is an `exporters.formats.Lowering` and a `Format`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import onnx
-
 from exporters.calibration import CalibrationSet
-from exporters.dynamic import dynamic
-from exporters.fp16 import to_fp16
-from exporters.int8 import calibrated
-from exporters.linears import Linear, linears
+from exporters.formats import Lowering, Target, format_of, lowering_of
 from exporters.lossy import MAX_DROP, Judgement, judge
 from exporters.observers import Kind
-from exporters.onnx_cleanup import cleaned
-from exporters.onnx_graph import replace_metadata
-from exporters.overflow import overflow_nodes
-from exporters.quantize import Scheme
 from exporters.report import write_report
 from exporters.sensitivity import Row, search
 from exporters.trials import Trial, trial
-from exporters.weight_only import weight_only
-from rfdetr_edge.backends import Session, open_session
+from rfdetr_edge.associated import write_sidecar
+from rfdetr_edge.backends import Session, open_session, proving_providers
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.files import replacing
 from rfdetr_edge.metadata import Calibration, ModelMetadata, Uncalibrated
-
-_WRITERS: Mapping[Uncalibrated, Callable[[onnx.ModelProto, Sequence[Linear]], onnx.ModelProto]] = {
-    "int8-dynamic": dynamic,
-    "int8-weight-only": weight_only,
-}
 
 
 def export_fp16(
@@ -40,26 +28,19 @@ def export_fp16(
 ) -> Judgement:
     """Writes an FP32 artifact in half precision, its inputs and outputs in float32.
 
-    images: the gate's; what overflows on them stays in float32. max_drop: as `lossy.judge` has it.
+    source, output: of the same format. images: the gate's; what overflows on them stays in float32.
+    max_drop: as `lossy.judge` has it.
     Beside it goes the report (exporters.report): `<output>.report.html` and `.report.json`.
-    Raises InputError for a source that is no FP32 artifact of ours, ArtifactError when the gate
-    refuses: the artifact is then kept as `<output>.rejected`, and `output` is not touched.
+    Raises InputError for a source that is no FP32 artifact of ours, ModuleNotFoundError without the
+    library that lowers it, ArtifactError when the gate refuses: the artifact is then kept as
+    `<output>.rejected`, and `output` is not touched.
     """
+    lowering = _lowering(source, output)
     with _opened(source) as (session, metadata):
         against = trial(session, images)
-    graph = cleaned(onnx.load(source))
-    islands = overflow_nodes(graph, images.tensors(metadata.input))
-    half = to_fp16(graph, islands=islands)
+    model, counts = lowering.half(source, images.tensors(metadata.input))
     said = replace(metadata, precision="fp16")
-    counts = {
-        "half_nodes": half.half_nodes,
-        "island_nodes": half.island_nodes,
-        "overflowing_nodes": len(islands),
-        "casts": half.casts,
-        "subnormal_weights": half.subnormal_weights,
-        "zeroed_weights": half.zeroed_weights,
-    }
-    return _hand_out(half.model, said, source, output, against, max_drop, counts=counts)
+    return _hand_out(model, said, source, output, against, max_drop, counts=counts)
 
 
 def export_int8(
@@ -68,7 +49,7 @@ def export_int8(
     calibration: CalibrationSet,
     images: CalibrationSet,
     *,
-    scheme: Scheme,
+    target: Target = "cpu",
     observer: Kind = "minmax",
     max_drop: float | None = None,
 ) -> Judgement:
@@ -77,12 +58,13 @@ def export_int8(
     calibration: half of it sets the ranges, on the other half is searched for layers that must stay
     in float. images: the gate's, others than these. The rest, and errors: as `export_fp16`.
     """
+    lowering = _lowering(source, output)
     ranging, searching = calibration.split()
     with _opened(source) as (session, metadata):
         against, explored = trial(session, images), trial(session, searching)
-    ready = calibrated(onnx.load(source), ranging, metadata.input, scheme, observer)
+    choices = lowering.calibrated(source, ranging, metadata.input, observer, target)
     allowed = MAX_DROP["int8"] if max_drop is None else max_drop
-    found = search(ready.layers, ready.quantized, explored, allowed)
+    found = search(choices, explored, allowed)
     origin = replace(
         metadata.provenance, calibration=Calibration(len(calibration), calibration.digest)
     )
@@ -103,20 +85,26 @@ def export_uncalibrated(
     images: half of them are the gate's, on the other half is searched for layers that must stay in
     float. The rest, and errors: as `export_fp16`, and InputError for fewer than two images.
     """
+    lowering = _lowering(source, output)
     judging, searching = images.split()
     with _opened(source) as (session, metadata):
         against, explored = trial(session, judging), trial(session, searching)
-    graph = cleaned(onnx.load(source))
     allowed = MAX_DROP[precision] if max_drop is None else max_drop
-    found = search(linears(graph), partial(_WRITERS[precision], graph), explored, allowed)
+    found = search(lowering.uncalibrated(source, precision), explored, allowed)
     said = replace(metadata, precision=precision)
     return _hand_out(found.model, said, source, output, against, max_drop, rows=found.rows)
+
+
+def _lowering(source: Path, output: Path) -> Lowering:
+    if output.suffix.lower() != source.suffix.lower():
+        raise InputError(f"{output.name!r} must end in {source.suffix}, as what it is made of")
+    return lowering_of(source)
 
 
 @contextmanager
 def _opened(source: Path) -> Iterator[tuple[Session, ModelMetadata]]:
     """An FP32 artifact of ours and what it says of itself."""
-    session = open_session(source, provider="cpu")
+    session = open_session(source, provider=proving_providers(source)[0])
     try:
         if session.metadata_json is None:
             raise InputError(
@@ -133,7 +121,7 @@ def _opened(source: Path) -> Iterator[tuple[Session, ModelMetadata]]:
 
 
 def _hand_out(
-    model: onnx.ModelProto,
+    model: bytes,
     metadata: ModelMetadata,
     source: Path,
     output: Path,
@@ -144,10 +132,11 @@ def _hand_out(
     rows: Sequence[Row] = (),
 ) -> Judgement:
     """Writes the artifact if the gate lets it pass, and the report in any case."""
+    kind = format_of(output)
+    assert kind is not None  # that of the source
     with replacing(output) as temporary:
-        onnx.save(model, temporary)
         skipped = replace(metadata.provenance, verification="skipped")
-        replace_metadata(temporary, replace(metadata, provenance=skipped))
+        temporary.write_bytes(kind.with_metadata(model, replace(metadata, provenance=skipped)))
         judgement = judge(metadata, temporary, against, max_drop)
         target = output.resolve()
         if not judgement.passed:
@@ -157,6 +146,8 @@ def _hand_out(
             temporary.replace(target)
             raise ArtifactError(f"the artifact is refused and kept as {target}: {judgement}")
         # only now, so that no file that was not compared says so
-        passed = replace(metadata.provenance, verification="passed")
-        replace_metadata(temporary, replace(metadata, provenance=passed))
+        passed = replace(metadata, provenance=replace(metadata.provenance, verification="passed"))
+        temporary.write_bytes(kind.with_metadata(model, passed))
+        if kind.sidecar:
+            write_sidecar(output, passed.to_json())
     return judgement

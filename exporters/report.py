@@ -15,15 +15,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from exporters.agreement import CONFIDENT, agreement
-from exporters.inspection import inspected
+from exporters.formats import Format, format_of
 from exporters.lossy import Judgement
 from exporters.sensitivity import Row
-from exporters.trials import Trial
-from rfdetr_edge.backends import open_session
+from exporters.trials import Outcome, Trial
+from rfdetr_edge.backends import open_session, proving_providers
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.draw import draw
 from rfdetr_edge.files import replacing
@@ -51,7 +50,9 @@ def write_report(
     judgement: how it was judged. counts: of FP16, what was done to the graph. rows: of INT8, what
     each layer costs.
     """
-    facts = _facts(source, artifact, metadata, judgement, counts, rows)
+    kind = format_of(artifact)
+    assert kind is not None  # it was made by one of our own
+    facts = _facts(kind, source, artifact, metadata, judgement, counts, rows)
     pictures = _pictures(trial, judgement)
     for suffix, text in (
         (".report.json", json.dumps(facts, indent=1, allow_nan=False)),
@@ -62,6 +63,7 @@ def write_report(
 
 
 def _facts(
+    kind: Format,
     source: Path,
     artifact: Path,
     metadata: ModelMetadata,
@@ -69,7 +71,7 @@ def _facts(
     counts: Mapping[str, int],
     rows: Sequence[Row],
 ) -> dict[str, Any]:
-    seen = inspected(onnx.load(artifact))
+    seen = kind.inspected(artifact)
     sizes = [path.stat().st_size for path in (source, artifact)]
     facts: dict[str, Any] = {
         "variant": metadata.variant,
@@ -79,30 +81,41 @@ def _facts(
         "bytes": {"fp32": sizes[0], metadata.precision: sizes[1], "ratio": sizes[1] / sizes[0]},
         "weights": dict(seen.weights),
         "latency_ratio": latency_ratio(source, artifact, metadata),
-        "counts": dict(counts),
+        "counts": {**kind.counts(artifact), **counts},
+        "converter": metadata.provenance.converter,
         "calibration": None,
         "agreement": None,
         "drops": {},
+        "elsewhere": {name: _seen(outcome) for name, outcome in judgement.elsewhere.items()},
         "layers": [asdict(row) for row in rows],
     }
     if metadata.provenance.calibration is not None:
         facts["calibration"] = asdict(metadata.provenance.calibration)
-    if (outcome := judgement.outcome) is not None:
-        facts["agreement"] = asdict(outcome.agreement)
-        facts["drops"] = {
+    if judgement.outcome is not None:
+        facts |= _seen(judgement.outcome)
+    return facts
+
+
+def _seen(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "agreement": asdict(outcome.agreement),
+        "drops": {
             kind: {
                 name: None if math.isnan(value) else value
                 for name, value in {**asdict(drop), "points": drop.points}.items()
             }
             for kind, drop in outcome.drops.items()
-        }
-    return facts
+        },
+    }
 
 
 def latency_ratio(source: Path, artifact: Path, metadata: ModelMetadata) -> float:
     """Median time of the artifact's run over the source's: on one thread, taken in turns."""
     feed = np.zeros((1, 3, *metadata.input.resolution), np.float32)
-    sessions = [open_session(path, provider="cpu", threads=1) for path in (source, artifact)]
+    sessions = [
+        open_session(path, provider=proving_providers(path)[0], threads=1)
+        for path in (source, artifact)
+    ]
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_WARM_UP + _RUNS):
         for session, spent in zip(sessions, times, strict=True):
@@ -181,14 +194,28 @@ def _page(name: str, facts: Mapping[str, Any], pictures: Sequence[tuple[str, str
 
 
 def _summary(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    sizes, agreed = facts["bytes"], facts["agreement"]
+    sizes = facts["bytes"]
     rows = [
         ("size", f"{sizes[facts['precision']] / 1e6:.2f} MB, {sizes['ratio']:.2f} of FP32"),
         ("latency", f"{facts['latency_ratio']:.2f} of FP32 (one thread, this machine)"),
         ("weights", ", ".join(f"{n:,} in {kind}" for kind, n in facts["weights"].items())),
     ]
+    if facts["converter"]:
+        rows.append(("FP32 graph made by", facts["converter"]))
     rows += [(name.replace("_", " "), f"{count:,}") for name, count in facts["counts"].items()]
-    for kind, drop in facts["drops"].items():
+    rows += _seen_rows(facts)
+    for provider, seen in facts["elsewhere"].items():
+        rows += [(f"{name}, on {provider}", text) for name, text in _seen_rows(seen)]
+    if calibration := facts["calibration"]:
+        rows.append(
+            ("calibration", f"{calibration['images']} images, SHA-256 {calibration['sha256']}")
+        )
+    return rows
+
+
+def _seen_rows(seen: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for kind, drop in seen["drops"].items():
         interval = ""
         if drop["low"] is not None:
             interval = f" (95 % interval {drop['low']:.2f} to {drop['high']:.2f})"
@@ -199,17 +226,13 @@ def _summary(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"{drop['points']:.2f} points lost{interval}",
             )
         )
-    if agreed:
+    if agreed := seen["agreement"]:
         rows.append(
             (
                 "confident detections",
                 f"{agreed['wanted'] - agreed['lost']} of {agreed['wanted']} kept, "
                 f"{agreed['invented']} invented, on {agreed['images']} images",
             )
-        )
-    if calibration := facts["calibration"]:
-        rows.append(
-            ("calibration", f"{calibration['images']} images, SHA-256 {calibration['sha256']}")
         )
     return rows
 

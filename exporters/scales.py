@@ -4,15 +4,13 @@ Scales from images of another kind, or from noise, cut off what real images give
 in the detections of a few photos.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
-
-from exporters.activations import activations
 
 # Of a tensor's values on one image: hardly any lie beyond scales from images of the same kind.
 _MOST_CUT = 0.001
@@ -20,28 +18,7 @@ _MOST_CUT = 0.001
 _MOST_TENSORS = 0.15
 
 
-def misfit(model: onnx.ModelProto, tensors: Iterable[NDArray[np.float32]]) -> str | None:
-    """What is wrong with the scales of a Q/DQ graph on these inputs (1, 3, H, W); None if nothing.
-
-    A graph without rounded activations has no scales to fit.
-    """
-    scales = _scales(model)
-    cut = dict.fromkeys(scales, 0.0)  # share of the values, the most on an image
-    for values in activations(model, list(scales), tensors) if scales else ():
-        for name, scale in scales.items():
-            steps = values[name] / scale.step + scale.zero
-            beyond = (steps < scale.first - 0.5) | (steps > scale.last + 0.5)
-            cut[name] = max(cut[name], float(beyond.mean()))
-    count = sum(share > _MOST_CUT for share in cut.values())
-    if count <= _MOST_TENSORS * len(scales):
-        return None
-    return (
-        f"its scales do not fit these images: they cut off values of {count} of {len(scales)} "
-        "tensors; calibrate with images like those it will see"
-    )
-
-
-class _Scale(NamedTuple):
+class Scale(NamedTuple):
     """How a tensor is rounded: value / step + zero, from first to last."""
 
     step: float
@@ -50,13 +27,36 @@ class _Scale(NamedTuple):
     last: int
 
 
-def _scales(model: onnx.ModelProto) -> dict[str, _Scale]:
-    """Of the activations that the graph rounds, by the name of the tensor."""
+def misfit(
+    rounding: Mapping[str, Scale], images: Iterable[Mapping[str, NDArray[Any]]]
+) -> str | None:
+    """What is wrong with the scales of a graph; None if nothing.
+
+    rounding: of the activations that it rounds, by the name of the tensor. images: the values of
+    these tensors on each.
+    """
+    cut = dict.fromkeys(rounding, 0.0)  # share of the values, the most on an image
+    for values in images:
+        for name, scale in rounding.items():
+            steps = values[name] / scale.step + scale.zero
+            beyond = (steps < scale.first - 0.5) | (steps > scale.last + 0.5)
+            cut[name] = max(cut[name], float(beyond.mean()))
+    count = sum(share > _MOST_CUT for share in cut.values())
+    if count <= _MOST_TENSORS * len(rounding):
+        return None
+    return (
+        f"its scales do not fit these images: they cut off values of {count} of {len(rounding)} "
+        "tensors; calibrate with images like those it will see"
+    )
+
+
+def scales(model: onnx.ModelProto) -> dict[str, Scale]:
+    """Of the activations that a Q/DQ graph rounds, by the name of the tensor."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    scales = {}
+    found = {}
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
             step, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
             info = np.iinfo(zero.dtype)
-            scales[node.input[0]] = _Scale(float(step), int(zero), info.min, info.max)
-    return scales
+            found[node.input[0]] = Scale(float(step), int(zero), info.min, info.max)
+    return found

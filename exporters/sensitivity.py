@@ -1,23 +1,20 @@
 """Which layers may be INT8: tried block by block, then layer by layer, on real images.
 
 The cost of a block, or of a layer, is how far detections move when it alone is quantised. The most
-expensive layers return to float until what is lost is what the user allows.
+expensive layers return to float until what is lost is what the user allows. Knows nothing of the
+format of artifacts.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Collection
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
-
-from exporters.linears import Linear
+from exporters.formats import Choices
 from exporters.trials import Outcome, Trial
-from rfdetr_edge.backends import open_session
+from rfdetr_edge.backends import open_session, proving_providers
 from rfdetr_edge.errors import ArtifactError
-
-Build = Callable[[Sequence[Linear]], onnx.ModelProto]
-"""Makes the artifact in which these layers are quantised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +36,37 @@ class Row:
 class Search:
     """The artifact that was chosen, what its trial saw, and why."""
 
-    model: onnx.ModelProto
+    model: bytes
     outcome: Outcome
     rows: tuple[Row, ...]
 
 
-def search(layers: Sequence[Linear], build: Build, trial: Trial, max_drop: float) -> Search:
+def search(choices: Choices, trial: Trial, max_drop: float) -> Search:
     """Quantises as many layers as `max_drop`, in points of AP, allows.
 
     Raises ArtifactError when too much is lost even with hardly any layer in INT8.
     """
+    layers = choices.blocks
 
-    def tried(chosen: Sequence[Linear]) -> tuple[onnx.ModelProto, Outcome]:
-        model = build(chosen)
-        return model, outcome(model, trial)
+    def tried(chosen: Collection[str]) -> tuple[bytes, Outcome]:
+        model = choices.build(chosen)
+        return model, outcome(model, choices.suffix, trial)
 
     without_ap = replace(trial, document=None)  # no cost needs it
 
-    def cost(chosen: Sequence[Linear]) -> float:
-        return outcome(build(chosen), without_ap).agreement.disagreement
+    def cost(chosen: Collection[str]) -> float:
+        seen = outcome(choices.build(chosen), choices.suffix, without_ap)
+        return seen.agreement.disagreement
 
-    blocks = dict.fromkeys(layer.block for layer in layers)
     block_costs = {
-        block: cost([layer for layer in layers if layer.block == block]) for block in blocks
+        block: cost([layer for layer in layers if layers[layer] == block])
+        for block in dict.fromkeys(layers.values())
     }
-    model, seen = tried(layers)
+    model, seen = tried([*layers])
     costs: dict[str, float] = {}
     returned: set[str] = set()
     if not seen.within(max_drop):
-        costs = {layer.name: cost([layer]) for layer in layers}
+        costs = {layer: cost([layer]) for layer in layers}
         order = sorted(costs, key=lambda name: -costs[name])
         count = 1
         while not seen.within(max_drop):
@@ -78,28 +77,19 @@ def search(layers: Sequence[Linear], build: Build, trial: Trial, max_drop: float
                     "allow more (--max-drop)"
                 )
             returned = set(order[:count])
-            model, seen = tried([layer for layer in layers if layer.name not in returned])
+            model, seen = tried([layer for layer in layers if layer not in returned])
             count = max(count + 1, count * 3 // 2)
     rows = [
-        Row(
-            layer.name,
-            layer.block,
-            block_costs[layer.block],
-            costs.get(layer.name),
-            layer.name not in returned,
-        )
-        for layer in layers
+        Row(layer, block, block_costs[block], costs.get(layer), layer not in returned)
+        for layer, block in layers.items()
     ]
     return Search(model, seen, tuple(rows))
 
 
-def outcome(model: onnx.ModelProto, trial: Trial, *, resamples: int = 0) -> Outcome:
-    """A trial of a graph that is no file yet."""
+def outcome(model: bytes, suffix: str, trial: Trial) -> Outcome:
+    """A trial, without intervals, of an artifact that is no file yet."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "candidate.onnx"
-        onnx.save(model, path)
-        session = open_session(path, provider="cpu")
-        try:
-            return trial.run(session, resamples=resamples)
-        finally:
-            session.close()
+        path = Path(folder) / f"candidate{suffix}"
+        path.write_bytes(model)
+        with closing(open_session(path, provider=proving_providers(path)[0])) as session:
+            return trial.run(session)

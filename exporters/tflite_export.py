@@ -6,8 +6,8 @@ up to rank 4, and deformable sampling as a matrix product.
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from exporters.export_form import ExportForm, fixed, fp32_metadata
 from exporters.tflite_gate import hand_out
+from exporters.tflite_names import renamed
 from exporters.torch_reference import TorchSession, output_shapes
 from exporters.verify import Comparison
 from trainer.checkpoint import Checkpoint
@@ -44,10 +45,12 @@ def export_tflite(
     options: TfliteOptions | None = None,
     *,
     images: Sequence[Path] | None,
+    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, and compares it with the checkpoint on `images`.
 
     images: None skips the comparison, and the metadata says so; the file is run once all the same.
+    step: is told what begins, in a few words; the first takes the longest, 2 minutes of nano.
     Returns what the gate saw, by provider.
     Raises InputError for options that do not fit the variant, and ArtifactError when the artifact
     does not run, or does not find what the checkpoint finds: it is then kept as `<output>.rejected`
@@ -55,6 +58,9 @@ def export_tflite(
     """
     options = options or TfliteOptions()
     metadata = fp32_metadata(checkpoint, options.shape, options.antialias, options.notes)
+    converter = f"litert-torch {litert_torch.__version__}"
+    provenance = replace(metadata.provenance, converter=converter)
+    metadata = replace(metadata, provenance=provenance)
     resolution = metadata.input.resolution
     outputs = output_shapes(checkpoint, resolution)
     return hand_out(
@@ -64,6 +70,7 @@ def export_tflite(
         outputs,
         TorchSession(checkpoint, metadata),
         images,
+        step=step,
     )
 
 
@@ -90,5 +97,4 @@ def _converted(model: RFDETR, resolution: tuple[int, int], outputs: Sequence[str
         warnings.simplefilter("ignore")
         form = _NamedForm(model, outputs).eval().requires_grad_(False)  # less to trace
         converted = litert_torch.convert(form, sample_kwargs={"input": example})
-        content: bytes = converted.model_content()
-    return content
+    return renamed(converted.model_content())

@@ -15,14 +15,11 @@ from ai_edge_litert import schema_py_generated as schema
 
 from exporters.verify import Comparison, compare, reject
 from rfdetr_edge.associated import with_document, write_sidecar
-from rfdetr_edge.backends import Session, TensorSpec, open_session
+from rfdetr_edge.backends import Session, TensorSpec, open_session, proving_providers
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import BackendError
 from rfdetr_edge.files import replacing
 from rfdetr_edge.metadata import ModelMetadata
-
-PROVIDERS = ("xnnpack", "reference")
-"""The kernels of LiteRT on which an artifact must find what its source finds."""
 
 
 def hand_out(
@@ -32,12 +29,15 @@ def hand_out(
     shapes: dict[str, tuple[int, ...]],
     reference: Session,
     images: Sequence[Path] | None,
+    *,
+    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, compared with its source on `images`.
 
-    convert: gives the model. shapes: of the outputs in order, without the batch.
+    convert: gives the model. metadata: names its converter.
+    shapes: of the outputs in order, without the batch.
     reference: the source. images: None skips the comparison, and the metadata says so; the file is
-        run once all the same.
+        run once all the same. step: is told what begins, in a few words.
     Returns what the gate saw, by provider. Raises ArtifactError when the artifact does not run, or
     does not find what its source finds: it is then kept as `<output>.rejected` for inspection, and
     `output` is not touched.
@@ -50,16 +50,18 @@ def hand_out(
     metadata = replace(metadata, provenance=skipped)
     seen: dict[str, Comparison] = {}
     with replacing(output) as temporary:
+        step(f"converting with {metadata.provenance.converter}")
         model = convert()
         temporary.write_bytes(with_document(model, metadata.to_json()))
         try:
             _check_operators(model)
-            for provider in PROVIDERS:
+            for provider in proving_providers(output):
+                step(f"running it on {provider}")
                 with closing(open_session(temporary, provider=provider)) as session:
                     _check_tensors(session, wanted)
                     Detector.from_session(session).warm_up()
                     if images is not None:
-                        seen[provider] = _compared(reference, session, images)
+                        seen[session.provider] = _compared(reference, session, images)
         except (_Refused, BackendError) as error:
             raise reject(temporary, output, error) from error
         if seen:  # only now, so that no file that was not compared says so

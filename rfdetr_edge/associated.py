@@ -36,6 +36,16 @@ def read_document(artifact: Path) -> str | None:
         ) from None
 
 
+def model_of(content: bytes) -> bytes:
+    """The model's own bytes of an artifact, without the archive behind them."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            return content[: min((entry.header_offset for entry in entries), default=None)]
+    except _DAMAGED:  # there is none
+        return content
+
+
 def with_document(model: bytes, document: str) -> bytes:
     """The bytes of an artifact: a model's own, then the document; always the same for the same."""
     file = io.BytesIO(model)

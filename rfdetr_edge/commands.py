@@ -22,6 +22,7 @@ EXTRAS = {
     "onnx": "export",
     "torch": "export",
     "litert_torch": "tflite-export",
+    "litert_quantizer": "tflite-export",
     "pytorch_lightning": "train",
     "pydantic": "train",
     "scipy": "train",

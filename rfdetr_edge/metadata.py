@@ -17,6 +17,10 @@ The provenance of `int8` adds the images that its scales come from:
 
      "calibration": {"images": 64, "sha256": "..."}
 
+and that of an artifact which another program converted, which one:
+
+     "converter": "litert-torch 0.10.0"
+
 The task "segmentation" adds the pixels of the input for one cell of a mask, the task "keypoint"
 the points of each class slot from 0:
 
@@ -85,6 +89,7 @@ class Provenance:
     """Where an artifact comes from and whether its export was compared with its reference.
 
     notes: any JSON value, as given by the user. calibration: of `int8`, None otherwise.
+    converter: the program and version that made the FP32 graph, None where it was PyTorch itself.
     """
 
     checkpoint_sha256: str
@@ -92,6 +97,7 @@ class Provenance:
     verification: Verification
     notes: Any = None
     calibration: Calibration | None = None
+    converter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,11 @@ class ModelMetadata:
         if self.keypoints is not None:
             extra["keypoints"] = self.keypoints.to_dict()
         calibration = self.provenance.calibration
-        origin = {} if calibration is None else {"calibration": asdict(calibration)}
+        origin: dict[str, Any] = {}
+        if calibration is not None:
+            origin["calibration"] = asdict(calibration)
+        if self.provenance.converter is not None:
+            origin["converter"] = self.provenance.converter
         return json.dumps(
             {
                 "schema": SCHEMA,
@@ -213,6 +223,7 @@ def parse_metadata(text: str) -> ModelMetadata:
             verification=_choice(provenance, "verification", ("passed", "skipped")),
             notes=provenance.get("notes"),
             calibration=_calibration(provenance),
+            converter=_field(provenance, "converter", str) if "converter" in provenance else None,
         ),
         mask_stride=_positive(document, "mask_stride") if "mask_stride" in document else None,
         keypoints=_keypoints(document["keypoints"]) if "keypoints" in document else None,

@@ -145,12 +145,13 @@ def detector(
     signature: bool = True,
     rounded: type[np.int8] | type[np.uint8] | None = None,
     last: str | None = None,
+    convolved: bool = False,
 ) -> bytes:
     """A detector of (height / 16) * (width / 16) queries.
 
     batch: None leaves it open. scores_first: the order of the outputs. rounded: what inputs and
     outputs are stored in, by COLOURS, BOXES and SCORES (128 more for uint8). last: an operator of
-    this name stands behind the scores.
+    this name stands behind the scores. convolved: a convolution that changes nothing stands first.
     """
     graph = Graph()
     height, width = resolution
@@ -163,6 +164,13 @@ def detector(
     if layout == "nchw":
         order = graph.constant("order", np.array([0, 2, 3, 1], np.int32))
         x = graph.node("TRANSPOSE", [x, order], graph.tensor("nhwc", (batch, height, width, 3)))
+    if convolved:
+        kernel = graph.constant("kernel", np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3))
+        bias = graph.constant("kernel bias", np.zeros(3, np.float32))
+        steps = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1}
+        same = graph.tensor("convolved", (batch, height, width, 3))
+        options = {"table": "Conv2DOptions", "padding": 1, **steps}
+        x = graph.node("CONV_2D", [x, kernel, bias], same, **options)
     window = {"strideH": CELL, "strideW": CELL, "filterHeight": CELL, "filterWidth": CELL}
     pooled = graph.tensor("pooled", (batch, rows, columns, 3))
     x = graph.node("AVERAGE_POOL_2D", [x], pooled, table="Pool2DOptions", padding=1, **window)

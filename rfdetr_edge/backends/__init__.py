@@ -69,18 +69,27 @@ class Backend:
 
     module: imported when the backend is used, and only then.
     library: what that module imports and `extra` installs.
+    proving: providers on which an artifact is proven before it is handed out, the usual one first;
+        None is the backend's best.
     """
 
     module: str
     library: str
     extra: str
     suffix: str
+    proving: tuple[str | None, ...] = (None,)
 
 
 BACKENDS = MappingProxyType(
     {
-        "onnxrt": Backend("rfdetr_edge.backends.onnxrt", "onnxruntime", "onnx", ".onnx"),
-        "litert": Backend("rfdetr_edge.backends.litert", "ai_edge_litert", "tflite", ".tflite"),
+        "onnxrt": Backend("rfdetr_edge.backends.onnxrt", "onnxruntime", "onnx", ".onnx", ("cpu",)),
+        "litert": Backend(
+            "rfdetr_edge.backends.litert",
+            "ai_edge_litert",
+            "tflite",
+            ".tflite",
+            ("xnnpack", "reference"),
+        ),
         "tensorrt": Backend("rfdetr_edge.backends.tensorrt", "tensorrt", "tensorrt", ".engine"),
     }
 )
@@ -132,6 +141,14 @@ def fitting_tuning(
     module = _module(_row(artifact, backend))
     tuning: Tuning | None = module.fitting_tuning(artifact, provider=provider)
     return tuning
+
+
+def proving_providers(path: str | os.PathLike[str]) -> tuple[str | None, ...]:
+    """What executes an artifact where it is proven, the usual provider first; see `Backend`.
+
+    Raises ArtifactError for an unknown kind of file.
+    """
+    return _row(Path(path), None).proving
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:

@@ -1,7 +1,6 @@
 """A layer that spoils what is found returns to float, and only that one."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import onnx
@@ -10,7 +9,9 @@ from int8_graphs import constants_of, multiplied, tiny
 
 from exporters.calibration import calibration_set
 from exporters.dynamic import dynamic
+from exporters.formats import Choices
 from exporters.linears import Linear, linears
+from exporters.onnx_lowering import choices
 from exporters.sensitivity import search
 from exporters.trials import Trial, trial
 from exporters.weight_only import weight_only
@@ -40,8 +41,15 @@ def _outlier(factor: float) -> onnx.ModelProto:
     return multiplied(tiny(), {f"{_NORM}.weight": along, f"{_NORM}.bias": along, **readers})
 
 
+_Write = Callable[[onnx.ModelProto, Sequence[Linear]], onnx.ModelProto]
+
+
 def _layers(*names: str) -> list[Linear]:
     return [layer for layer in linears(tiny()) if layer.name in names]
+
+
+def _choices(layers: Sequence[Linear], write: _Write, factor: float) -> Choices:
+    return choices(layers, lambda chosen: write(_outlier(factor), chosen))
 
 
 @pytest.mark.parametrize(
@@ -50,21 +58,21 @@ def _layers(*names: str) -> list[Linear]:
     [(dynamic, 1e5), (weight_only, 1e-5)],
 )
 def test_what_an_outlier_spoils_is_left_in_float(
-    write: Callable[[onnx.ModelProto, Sequence[Linear]], onnx.ModelProto],
+    write: _Write,
     factor: float,
     against: Trial,
 ):
     layers = _layers(_SPOILT, *_HARMLESS)
-    found = search(layers, partial(write, _outlier(factor)), against, _NO_LOSS)
+    found = search(_choices(layers, write, factor), against, _NO_LOSS)
     assert [row.layer for row in found.rows if not row.quantized] == [_SPOILT]
     costs = {row.layer: row.cost or 0.0 for row in found.rows}
     assert costs.pop(_SPOILT) > 10 * max(costs.values())
     assert found.outcome.agreement.close
-    constants = constants_of(found.model)
+    constants = constants_of(onnx.load_from_string(found.model))
     assert [layer.name for layer in layers if layer.weight in constants] == [_SPOILT]
 
 
 def test_where_half_of_the_layers_are_not_enough_there_is_no_artifact(against: Trial):
-    build = partial(dynamic, _outlier(1e5))
+    alone = _choices(_layers(_SPOILT), dynamic, 1e5)
     with pytest.raises(ArtifactError, match="with 0 of 1 layers back in float, INT8 still loses"):
-        search(_layers(_SPOILT), build, against, _NO_LOSS)
+        search(alone, against, _NO_LOSS)

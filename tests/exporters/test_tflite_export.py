@@ -2,7 +2,6 @@
 
 import errno
 import json
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -16,13 +15,14 @@ from fill import make_images, normalize
 from exporters.onnx_export import export_onnx
 from exporters.torch_reference import TorchSession
 from rfdetr_edge import Detector
-from rfdetr_edge.associated import read_document, sidecar_path
+from rfdetr_edge.associated import model_of, read_document, sidecar_path
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.cli import main
 from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.errors import ArtifactError, InputError
 from trainer.checkpoint import Checkpoint, load_checkpoint
 
+litert_torch = pytest.importorskip("litert_torch")
 tflite_export = pytest.importorskip("exporters.tflite_export")
 export_tflite, TfliteOptions = tflite_export.export_tflite, tflite_export.TfliteOptions
 
@@ -46,8 +46,7 @@ def exported(tiny_checkpoint, tmp_path_factory) -> Path:
 
 def _model(path: Path) -> bytes:
     """The file without its document."""
-    with zipfile.ZipFile(path) as archive:
-        return path.read_bytes()[: archive.infolist()[0].header_offset]
+    return model_of(path.read_bytes())
 
 
 def _image(shape: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -83,6 +82,7 @@ def test_the_file_says_what_it_is_inside_and_beside(exported, tiny_checkpoint):
     assert metadata.classes.names == ("RBC", "WBC", "Platelets", "__background__")
     assert metadata.provenance.checkpoint_sha256 == load_checkpoint(tiny_checkpoint).sha256
     assert (metadata.provenance.verification, metadata.provenance.notes) == ("passed", "line 7")
+    assert metadata.provenance.converter == f"litert-torch {litert_torch.__version__}"
     assert json.loads(sidecar_path(exported).read_text()) == json.loads(read_document(exported))
 
 
@@ -98,6 +98,10 @@ def test_the_graph_is_one_for_delegates(exported):
     # 6 blocks of 6, 2 decoder layers of 8 (query and key are one), 13 in heads and proposals
     assert count["FULLY_CONNECTED"] >= 6 * 6 + 2 * 8 + 10
     assert count["GATHER_ND"] == 2  # logits are not taken: only boxes and memory of the proposals
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) < 80
+    assert {"input", "dets", "labels", "encoder/Block_3/attention/value"} <= {*names}
     outputs = [index for node in graph.operators for index in node.outputs]
     assert max(len(graph.tensors[index].shape) for index in outputs) <= 4
     assert open_session(exported).partitions <= 3
@@ -123,7 +127,10 @@ def test_the_command_line_reads_and_verifies_it(exported, tiny_checkpoint, capsy
 def test_masks_and_keypoints_equal_torch(tmp_path, task, shape):
     checkpoint = small_checkpoint(task)
     path = tmp_path / "model.tflite"
-    assert export_tflite(checkpoint, path, TfliteOptions(shape=shape), images=None) == {}
+    steps: list[str] = []
+    options = TfliteOptions(shape=shape)
+    assert export_tflite(checkpoint, path, options, images=None, step=steps.append) == {}
+    assert [step.split()[0] for step in steps] == ["converting", "running", "running"]
     feeds = _image(shape or (64, 64))
     for provider in PROVIDERS:
         session = open_session(path, provider=provider)
@@ -242,8 +249,8 @@ def test_a_shape_that_does_not_fit_is_named(tiny_checkpoint, older):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--precision", "fp16"], "fp16 is for --format onnx so far"),
-        (["--precision", "int8", "--calibration", "x"], "int8 is for --format onnx so far"),
+        (["--target", "tensorrt"], "TensorRT reads no .tflite"),
+        (["--precision", "int8"], "needs images that fix its scales"),
         (["--opset", "18"], "--opset is for --format onnx"),
         (["--batch", "dynamic"], "takes one image a run"),
         (["--batch", "2"], "takes one image a run"),

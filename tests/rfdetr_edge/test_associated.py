@@ -11,6 +11,7 @@ from graphs import metadata
 
 from rfdetr_edge.associated import (
     DOCUMENT,
+    model_of,
     read_document,
     sidecar_path,
     with_document,
@@ -31,6 +32,11 @@ def test_the_model_comes_first_and_any_zip_reader_finds_the_document(tmp_path):
         assert json.loads(archive.read(DOCUMENT)) == json.loads(TEXT)
         assert archive.getinfo(DOCUMENT).compress_type == zipfile.ZIP_STORED
     assert read_document(path) == TEXT
+
+
+@pytest.mark.parametrize("content", [MODEL, with_document(MODEL, TEXT)])
+def test_the_model_comes_back_without_what_is_behind_it(content):
+    assert model_of(content) == MODEL
 
 
 def test_the_same_content_gives_the_same_bytes(monkeypatch):

@@ -22,6 +22,13 @@ def test_every_precision_comes_back_as_written(precision):
     assert parse_metadata(document.to_json()) == document
 
 
+def test_the_converter_comes_back_as_written():
+    origin = replace(metadata().provenance, converter="litert-torch 0.10.0")
+    document = replace(metadata(), provenance=origin)
+    assert parse_metadata(document.to_json()) == document
+    assert "converter" not in metadata().to_json()
+
+
 def test_a_detector_says_nothing_of_masks_and_keypoints():
     assert json.loads(metadata().to_json()).keys().isdisjoint({"mask_stride", "keypoints"})
 
