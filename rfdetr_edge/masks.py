@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rfdetr_edge._optional import opencv
 from rfdetr_edge.errors import InputError
 
-Rows = int | slice | Sequence[int] | NDArray[np.bool_] | NDArray[np.integer[Any]]
+Rows = int | slice | Sequence[int] | NDArray[np.bool_] | NDArray[np.intp]
 
 # Pixels resized at once. A strip's values stay in the cache and in memory the process already
 # holds; those of a whole image cost more in page faults than in arithmetic. The fastest of 2**12 to

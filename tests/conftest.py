@@ -19,9 +19,13 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--allow-skips: for an environment without some of the extras."""
+    """--without: for an environment without some of the extras."""
     parser.addoption(
-        "--allow-skips", action="store_true", help="let tests skip for a missing library too"
+        "--without",
+        action="append",
+        default=[],
+        metavar="LIBRARY",
+        help="let tests skip that need this library (repeatable)",
     )
 
 
@@ -41,17 +45,17 @@ def pytest_make_collect_report(
     return _judged((yield), collector.config)
 
 
-_MAY_BE_MISSING = ("no GPU", "no javac")
-_LISTED = "a missing GPU or javac"
-
-
 def _judged(report: Report, config: pytest.Config) -> Report:
     """A skip is a failure, so that no check is lost unseen, but for what no pip can bring."""
-    if report.skipped and not config.getoption("--allow-skips"):
+    if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if not reason.removeprefix("Skipped: ").startswith(_MAY_BE_MISSING):
+        reason = reason.removeprefix("Skipped: ")
+        left_out = (f"could not import '{library}" for library in config.getoption("--without"))
+        if not reason.startswith(("no GPU", "no javac", *left_out)):
             report.outcome = "failed"
-            report.longrepr = f"{reason}\nOnly {_LISTED} may skip a test (or --allow-skips)."
+            report.longrepr = (
+                f"{reason}\nOnly a missing GPU or javac may skip a test (or --without LIBRARY)."
+            )
     return report
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from exporters.trt.dialect import Installed
-from exporters.trt.log import checked, constructed, recorder
+from exporters.trt.log import checked, constructed
+from rfdetr_edge.backends.tensorrt_log import listener
 from rfdetr_edge.metadata import Precision
 
 # "Half", or inside "Row major linear FP16 format", as versions have it.
@@ -27,7 +28,7 @@ def inspect(tensorrt: Installed, plan: Any) -> Mapping[str, int]:
     Raises BackendError where it cannot be loaded.
     """
     module = tensorrt.module
-    runtime = constructed(module, module.Runtime, recorder(module))
+    runtime = constructed(module, module.Runtime, listener(module))
     engine = checked(module, runtime.deserialize_cuda_engine(plan), "load the engine it built")
     inspector = checked(module, engine.create_engine_inspector(), "inspect the engine")
     report = inspector.get_engine_information(module.LayerInformationFormat.JSON)

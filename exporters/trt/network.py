@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from exporters.trt.dialect import Installed
-from exporters.trt.log import checked, constructed, last_lines, recorder
+from exporters.trt.log import checked, constructed, last_lines
+from rfdetr_edge.backends.tensorrt_log import listener
 from rfdetr_edge.errors import BackendError
 from rfdetr_edge.metadata import Precision
 
@@ -40,8 +41,8 @@ def parse(tensorrt: Installed, source: Path) -> Network:
     Raises BackendError with everything that TensorRT has against it.
     """
     module = tensorrt.module
-    log = recorder(module)
-    log.lines.clear()
+    log = listener(module)
+    log.heard.clear()
     builder = constructed(module, module.Builder, log)
     typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = checked(module, builder.create_network(typed), "create a network")

@@ -26,7 +26,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int | None, ...]
-    dtype: np.dtype[Any]
+    dtype: "np.dtype[Any]"  # quoted: NumPy 1.21 cannot subscript it
 
     def __str__(self) -> str:
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)

@@ -43,7 +43,7 @@ class _Tensor:
 
     spec: TensorSpec
     index: int
-    stored: np.dtype[Any]
+    stored: "np.dtype[Any]"
     scale: float
     zero_point: int
     channels_last: bool = False

@@ -6,23 +6,19 @@ something went wrong by None or False and tells its logger why, so each answer i
 error carries what the logger heard last. Knows nothing of memory; works inside `activated()`.
 """
 
-import logging
 from collections import deque
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from rfdetr_edge.backends import TensorSpec
+from rfdetr_edge.backends.tensorrt_log import listener
 from rfdetr_edge.errors import ArtifactError, BackendError
 
-_LINES = 8
 _PROFILE = 0
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -37,7 +33,7 @@ class Engine:
         Raises BackendError where TensorRT refuses it, ArtifactError for one that is no detector's.
         """
         self._name = name
-        self._heard: deque[str] = _listener(trt).heard
+        self._heard: deque[str] = listener(trt).heard
         self._heard.clear()  # what others heard is not about this one
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -45,7 +41,7 @@ class Engine:
         self._engine: Any = None
         self._context: Any = None
         try:
-            self._runtime = self._given(trt.Runtime(_listener(trt)), "runtime")
+            self._runtime = self._given(trt.Runtime(listener(trt)), "runtime")
             self._engine = self._given(self._runtime.deserialize_cuda_engine(plan), "engine of it")
             self._context = self._given(self._engine.create_execution_context(), "context")
             self._read_tensors(trt)
@@ -162,33 +158,3 @@ class Engine:
             f"{self._name} {verdict}: {reason} (TensorRT: {heard}); build the engine again on this "
             "machine with rfdetr-edge export MODEL.onnx --format engine"
         )
-
-
-@cache
-def _listener(trt: Any) -> Any:
-    """The logger of all engines, which keeps warnings and errors in `heard`.
-
-    One for the process: TensorRT has a single pointer to a logger, set by the first runtime and
-    used until the last one is gone, whatever became of the logger meanwhile.
-    """
-    levels = {
-        trt.ILogger.INTERNAL_ERROR: logging.INFO,  # as an exception, which tells it, they come too
-        trt.ILogger.ERROR: logging.INFO,
-        trt.ILogger.WARNING: logging.WARNING,
-        trt.ILogger.INFO: logging.DEBUG,  # of a library that says much
-    }
-
-    class Listener(trt.ILogger):  # type: ignore[misc]  # the class is of the module chosen
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.heard: deque[str] = deque(maxlen=_LINES)
-
-        def log(self, severity: Any, message: str) -> None:
-            level = levels.get(severity)
-            if level is None:  # VERBOSE
-                return
-            if level > logging.DEBUG:
-                self.heard.append(message.strip())
-            logger.log(level, "TensorRT: %s", message.strip())
-
-    return Listener()

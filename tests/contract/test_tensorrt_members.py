@@ -16,7 +16,7 @@ _ROOT = Path(__file__).parents[2]
 _SNAPSHOTS = json.loads((_ROOT / "tests/tensorrt_members/members.json").read_text())
 _FILES = [
     path
-    for pattern in ("exporters/trt/*.py", "rfdetr_edge/backends/tensorrt_engine.py")
+    for pattern in ("exporters/trt/*.py", "rfdetr_edge/backends/tensorrt_*.py")
     for path in sorted(_ROOT.glob(pattern))
 ]
 # Whose variables of these names are those of ONNX, argparse and sessions.
