@@ -87,12 +87,6 @@ def scales(content: bytes) -> dict[str, Scale]:
     return found
 
 
-def custom_operators(content: bytes) -> list[str]:
-    """Names of operators that a plain LiteRT does not have, Flex ones among them."""
-    model, _ = _opened(content)
-    return sorted(code.customCode.decode() for code in model.operatorCodes if code.customCode)
-
-
 def count_nodes(content: bytes) -> int:
     """Operators in the graph."""
     return len(_opened(content)[1].operators)

@@ -18,6 +18,7 @@ from exporters.calibration import CalibrationSet, calibration_set
 from exporters.formats import Choices, format_of, lowering_of
 from exporters.lossy import judge
 from exporters.precision import export_fp16, export_uncalibrated
+from exporters.sensitivity import search
 from exporters.trials import Trial, trial
 from rfdetr_edge import Detector
 from rfdetr_edge.associated import model_of, read_document, sidecar_path, with_document
@@ -234,6 +235,22 @@ def test_scales_from_other_images_are_refused(source: Path, against: Trial, tmp_
     path = _artifact(tmp_path / "m.tflite", model, "int8")
     failures = judge(SAID, path, against, _NO_LIMIT).failures
     assert any("its scales do not fit these images" in failure for failure in failures), failures
+
+
+def test_the_search_leaves_in_float_what_spoils_detections(
+    source: Path, photos: Path, against: Trial
+) -> None:
+    dark = np.random.default_rng(0).integers(0, 16, (4, 64, 96, 3), np.uint8)
+    fitting = _calibrated(source, calibration_set(photos))
+    spoilt = _calibrated(source, calibration_set(dark))
+
+    def build(names: Collection[str]) -> bytes:
+        return (spoilt if "scores" in names else fitting).build(names)
+
+    found = search(Choices(fitting.blocks, build, ".tflite"), against, 0.0)
+    assert [row.layer for row in found.rows if not row.quantized] == ["scores"]
+    assert found.outcome.agreement.close
+    assert _layer_kinds(found.model)["scores"] == "float32"
 
 
 def test_zeroed_weights_are_named(source: Path, against: Trial, tmp_path: Path) -> None:
