@@ -242,8 +242,8 @@ def _export_tflite(arguments: argparse.Namespace, output: Path) -> str:
 
 
 def _by_onnx2tf(arguments: argparse.Namespace, output: Path) -> "dict[str, Comparison]":
-    from exporters.onnx2tf import find_onnx2tf
-    from exporters.onnx_to_tflite import export_onnx_to_tflite
+    from exporters.tflite.from_onnx import export_onnx_to_tflite
+    from exporters.tflite.onnx2tf import find_onnx2tf
     from exporters.verify import gate_images
 
     # before the export of a checkpoint, which takes its time
@@ -262,7 +262,7 @@ def _by_onnx2tf(arguments: argparse.Namespace, output: Path) -> "dict[str, Compa
 def _by_litert_torch(arguments: argparse.Namespace, output: Path) -> "dict[str, Comparison]":
     _refuse(arguments, "onnx2tf_python", why="--converter onnx2tf, and for an .onnx")
     _quiet_converter()
-    from exporters.tflite_export import TfliteOptions, export_tflite
+    from exporters.tflite.export import TfliteOptions, export_tflite
     from exporters.verify import gate_images
     from trainer.checkpoint import load_checkpoint
 

@@ -69,8 +69,8 @@ class Lowering:
     uncalibrated: Callable[[Path, Uncalibrated], Choices]
 
 
-_FORMATS = {".onnx": "exporters.onnx_format", ".tflite": "exporters.tflite_format"}
-_LOWERINGS = {".onnx": "exporters.onnx_lowering", ".tflite": "exporters.tflite_lowering"}
+_FORMATS = {".onnx": "exporters.onnx_precision.format", ".tflite": "exporters.tflite.format"}
+_LOWERINGS = {".onnx": "exporters.onnx_precision.lowering", ".tflite": "exporters.tflite.lowering"}
 
 
 def format_of(artifact: Path) -> Format | None:

@@ -7,10 +7,7 @@ in the detections of a few photos.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 # Of a tensor's values on one image: hardly any lie beyond scales from images of the same kind.
 _MOST_CUT = 0.001
@@ -48,15 +45,3 @@ def misfit(
         f"its scales do not fit these images: they cut off values of {count} of {len(rounding)} "
         "tensors; calibrate with images like those it will see"
     )
-
-
-def scales(model: onnx.ModelProto) -> dict[str, Scale]:
-    """Of the activations that a Q/DQ graph rounds, by the name of the tensor."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = {}
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
-            step, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
-            info = np.iinfo(zero.dtype)
-            found[node.input[0]] = Scale(float(step), int(zero), info.min, info.max)
-    return found

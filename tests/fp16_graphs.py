@@ -8,7 +8,7 @@ import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from exporters.fp16 import Fp16Model, to_fp16
+from exporters.onnx_precision.fp16 import Fp16Model, to_fp16
 
 Graph = onnx.ModelProto
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from exporters.inspection import inspected
-from exporters.overflow import overflows
+from exporters.onnx_precision.overflow import overflows
 from rfdetr_edge.metadata import Precision, Uncalibrated
 
 _FLOAT = onnx.TensorProto.FLOAT

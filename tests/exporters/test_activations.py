@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from int8_graphs import normal, parsed
 
-from exporters.activations import activations
+from exporters.onnx_precision.activations import activations
 
 BODY = "a = Identity(x)  s = Add(one, one)  b = Mul(a, s)  c = Relu(b)  y = MatMul(c, w)"
 WEIGHTS = normal(3, 2)

@@ -18,9 +18,9 @@ from int8_graphs import (
 )
 from onnx import helper, numpy_helper
 
-from exporters.channels import Graph
 from exporters.linears import linears
-from exporters.migration import Group, groups
+from exporters.onnx_precision.channels import Graph
+from exporters.onnx_precision.migration import Group, groups
 
 TOKENS, CHANNELS = 6, 4
 INTEGERS = {

@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from int8_graphs import constants_of, embedded, normal, open_tiny, optimised, parsed, run, tiny
 
-from exporters.dynamic import dynamic
 from exporters.linears import linears
-from exporters.rounding import SEVEN_BITS, rounded
+from exporters.onnx_precision.dynamic import dynamic
+from exporters.onnx_precision.rounding import SEVEN_BITS, rounded
 
 _INT16 = 2**15 - 1
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from fp16_graphs import W, model_of
 
-from exporters.float_graph import Operand, read_graph
+from exporters.onnx_precision.float_graph import Operand, read_graph
 from rfdetr_edge.errors import ArtifactError
 
 NAN, INFINITE = np.array(W), np.array(W)

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.difference import boxes_apart
-from exporters.fp16 import Fp16Model, to_fp16
+from exporters.onnx_precision.fp16 import Fp16Model, to_fp16
 from rfdetr_edge import Detector
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.errors import ArtifactError

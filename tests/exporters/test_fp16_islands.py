@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fp16_graphs import FLOAT, HALF, cast, difference, model_of, precisions, run_rounding, types_of
 
-from exporters.fp16 import to_fp16
+from exporters.onnx_precision.fp16 import to_fp16
 from rfdetr_edge.errors import InputError
 
 

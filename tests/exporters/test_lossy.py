@@ -11,16 +11,16 @@ import pytest
 from onnx import numpy_helper
 
 from exporters.calibration import calibration_set
-from exporters.dynamic import dynamic
-from exporters.fp16 import to_fp16
-from exporters.int8 import calibrated
 from exporters.linears import linears
 from exporters.lossy import judge
 from exporters.onnx_cleanup import cleaned
 from exporters.onnx_graph import replace_metadata
-from exporters.quantize import SCHEMES
+from exporters.onnx_precision.dynamic import dynamic
+from exporters.onnx_precision.fp16 import to_fp16
+from exporters.onnx_precision.int8 import calibrated
+from exporters.onnx_precision.quantize import SCHEMES
+from exporters.onnx_precision.weight_only import weight_only
 from exporters.trials import Trial, trial
-from exporters.weight_only import weight_only
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.detector import Detector

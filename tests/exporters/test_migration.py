@@ -8,9 +8,9 @@ import pytest
 from int8_graphs import constants_of, embedded, normal, open_tiny, parsed, photos, run, tiny
 
 from benchmarks.outliers import injected
-from exporters.activations import activations
 from exporters.linears import linears
-from exporters.migration import groups, migrated
+from exporters.onnx_precision.activations import activations
+from exporters.onnx_precision.migration import groups, migrated
 
 Sizes = Mapping[str, np.ndarray]
 

@@ -13,8 +13,8 @@ from checkpoints import save_filled, small_checkpoint
 from fill import make_images, normalize
 from graphs import metadata, save_detector
 
-from exporters import onnx_to_tflite
 from exporters.onnx_export import export_onnx
+from exporters.tflite import from_onnx
 from rfdetr_edge import Detector
 from rfdetr_edge.associated import sidecar_path
 from rfdetr_edge.backends import open_session
@@ -197,7 +197,7 @@ def test_an_interrupt_leaves_the_older_file(source, tmp_path, monkeypatch):
     older = tmp_path / "model.tflite"
     older.write_text("an older artifact")
     python = _stand_in(tmp_path)
-    monkeypatch.setattr(onnx_to_tflite, "converted", interrupted)
+    monkeypatch.setattr(from_onnx, "converted", interrupted)
     assert _export(source, python) == 130
     assert older.read_text() == "an older artifact"
     assert _left(tmp_path) == ["model.onnx", "model.tflite"]
@@ -281,7 +281,7 @@ def test_a_checkpoint_goes_by_way_of_onnx(tiny_checkpoint, tmp_path, monkeypatch
         seen.append((open_session(source).inputs[0].shape, output, python, images))
         return {}
 
-    monkeypatch.setattr(onnx_to_tflite, "export_onnx_to_tflite", export)
+    monkeypatch.setattr(from_onnx, "export_onnx_to_tflite", export)
     python, output = _stand_in(tmp_path), tmp_path / "tiny.tflite"
     arguments = ["--format", "tflite", "--converter", "onnx2tf", "--onnx2tf-python", str(python)]
     options = ["--shape", "64", "96", "--no-verify", "-o", str(output)]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from exporters.fp16 import to_fp16
-from exporters.overflow import overflow_nodes, overflows
+from exporters.onnx_precision.fp16 import to_fp16
+from exporters.onnx_precision.overflow import overflow_nodes, overflows
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import ArtifactError, BackendError, InputError

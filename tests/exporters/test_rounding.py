@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from exporters.rounding import EIGHT_BITS, SEVEN_BITS, rounded
+from exporters.onnx_precision.rounding import EIGHT_BITS, SEVEN_BITS, rounded
 
 floats = st.floats(-100, 100, width=32)
 matrices = arrays(np.float32, st.tuples(*[st.integers(1, 6)] * 2), elements=floats)

@@ -8,13 +8,13 @@ import pytest
 from int8_graphs import constants_of, multiplied, tiny
 
 from exporters.calibration import calibration_set
-from exporters.dynamic import dynamic
 from exporters.formats import Choices
 from exporters.linears import Linear, linears
-from exporters.onnx_lowering import choices
+from exporters.onnx_precision.dynamic import dynamic
+from exporters.onnx_precision.lowering import choices
+from exporters.onnx_precision.weight_only import weight_only
 from exporters.sensitivity import search
 from exporters.trials import Trial, trial
-from exporters.weight_only import weight_only
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.errors import ArtifactError

@@ -23,7 +23,7 @@ from rfdetr_edge.errors import ArtifactError, InputError
 from trainer.checkpoint import Checkpoint, load_checkpoint
 
 litert_torch = pytest.importorskip("litert_torch")
-tflite_export = pytest.importorskip("exporters.tflite_export")
+tflite_export = pytest.importorskip("exporters.tflite.export")
 export_tflite, TfliteOptions = tflite_export.export_tflite, tflite_export.TfliteOptions
 
 PROVIDERS = ("xnnpack", "reference")

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from int8_graphs import Graph, normal, parsed, photos, run
 
-from exporters.low_rank import transpositions
-from exporters.static_graph import StaticGraph, rewritten
-from exporters.tent_sampling import tent_sampling
-from exporters.tflite_form import tflite_form
+from exporters.tflite.form import tflite_form
+from exporters.tflite.low_rank import transpositions
+from exporters.tflite.static_graph import StaticGraph, rewritten
+from exporters.tflite.tent_sampling import tent_sampling
 from rfdetr_edge.demo import model_path
 from rfdetr_edge.errors import ArtifactError
 

@@ -30,10 +30,10 @@ from rfdetr_edge.images import load_image
 from rfdetr_edge.metadata import ModelMetadata
 
 pytest.importorskip("litert_quantizer")
-tflite_graph = pytest.importorskip("exporters.tflite_graph")
-tflite_constants = pytest.importorskip("exporters.tflite_constants")
-tflite_names = pytest.importorskip("exporters.tflite_names")
-tflite_activations = pytest.importorskip("exporters.tflite_activations")
+tflite_graph = pytest.importorskip("exporters.tflite.graph")
+tflite_constants = pytest.importorskip("exporters.tflite.constants")
+tflite_names = pytest.importorskip("exporters.tflite.names")
+tflite_activations = pytest.importorskip("exporters.tflite.activations")
 
 LAYERS = {"convolved": "CONV_2D", "raw": "FULLY_CONNECTED", "scores": "FULLY_CONNECTED"}
 PRECISIONS = ("fp16", "int8", "int8-dynamic", "int8-weight-only")
@@ -387,7 +387,7 @@ def test_only_fp32_is_lowered(
     assert "is fp16 already" in capsys.readouterr().err
 
 
-_HEAD = "exporters.tflite_export._NamedForm/exporters.export_form.ExportForm_form/"
+_HEAD = "exporters.tflite.export._NamedForm/exporters.export_form.ExportForm_form/"
 _NETWORK = _HEAD + "trainer.model.rfdetr.RFDETR_model"
 _BLOCK = f"{_NETWORK}/trainer.model.encoder.Encoder_encoder/trainer.model.encoder.Block_3"
 _ATTENTION = f"{_BLOCK}/trainer.model.encoder.Attention_attention"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tflite_graphs
 
-from exporters.tflite_signature import signed
+from exporters.tflite.signature import signed
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.errors import InputError
 
@@ -66,7 +66,7 @@ def test_what_is_reshaped_and_needed_again_is_copied(tmp_path, read):
 
 
 def test_litert_overwrites_it_otherwise(tmp_path):
-    """Should this fail with a newer LiteRT, exporters.tflite_aliases can go."""
+    """Should this fail with a newer LiteRT, exporters.tflite.aliases can go."""
     found = _run(_reshaped_twice("reshape"), tmp_path, "reference")
     np.testing.assert_array_equal(found, 0)
 

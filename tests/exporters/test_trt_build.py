@@ -14,13 +14,13 @@ from graphs import metadata, save_detector
 from processes import run_cli
 
 from exporters.calibration import calibration_set
-from exporters.fp16 import to_fp16
 from exporters.inspection import inspected
-from exporters.int8 import calibrated
 from exporters.onnx_cleanup import cleaned
 from exporters.onnx_export import OnnxOptions, export_onnx
 from exporters.onnx_graph import replace_metadata
-from exporters.quantize import SCHEMES
+from exporters.onnx_precision.fp16 import to_fp16
+from exporters.onnx_precision.int8 import calibrated
+from exporters.onnx_precision.quantize import SCHEMES
 from exporters.trt import build as building
 from exporters.trt import engine as engines
 from exporters.trt import monitor

@@ -9,10 +9,10 @@ import pytest
 from graphs import save_detector
 
 from exporters.calibration import calibration_set
-from exporters.dynamic import dynamic
-from exporters.fp16 import to_fp16
 from exporters.linears import linears
 from exporters.onnx_cleanup import cleaned
+from exporters.onnx_precision.dynamic import dynamic
+from exporters.onnx_precision.fp16 import to_fp16
 from exporters.trt.inspector import layer_types
 from exporters.trt.preflight import preflight
 from rfdetr_edge.demo import model_path, photo_paths

@@ -15,8 +15,8 @@ from int8_graphs import (
 )
 
 from exporters.linears import linears
-from exporters.rounding import EIGHT_BITS, rounded
-from exporters.weight_only import weight_only
+from exporters.onnx_precision.rounding import EIGHT_BITS, rounded
+from exporters.onnx_precision.weight_only import weight_only
 
 
 def _restored(weights: np.ndarray, out_axis: int) -> np.ndarray:

@@ -6,16 +6,16 @@ from pathlib import Path
 import onnx
 
 from exporters.calibration import CalibrationSet
-from exporters.dynamic import dynamic
 from exporters.formats import Choices, Lowering, Target, Tensors
-from exporters.fp16 import to_fp16
-from exporters.int8 import calibrated
 from exporters.linears import Linear, linears
 from exporters.observers import Kind
 from exporters.onnx_cleanup import cleaned
-from exporters.overflow import overflow_nodes
-from exporters.quantize import SCHEMES
-from exporters.weight_only import weight_only
+from exporters.onnx_precision.dynamic import dynamic
+from exporters.onnx_precision.fp16 import to_fp16
+from exporters.onnx_precision.int8 import calibrated
+from exporters.onnx_precision.overflow import overflow_nodes
+from exporters.onnx_precision.quantize import SCHEMES
+from exporters.onnx_precision.weight_only import weight_only
 from rfdetr_edge.metadata import InputSpec, Uncalibrated
 
 _WRITERS: Mapping[Uncalibrated, Callable[[onnx.ModelProto, Sequence[Linear]], onnx.ModelProto]] = {

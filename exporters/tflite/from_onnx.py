@@ -11,10 +11,10 @@ from pathlib import Path
 
 import onnx
 
-from exporters.onnx2tf import Onnx2tf, converted
-from exporters.tflite_form import tflite_form
-from exporters.tflite_gate import hand_out
-from exporters.tflite_signature import signed
+from exporters.tflite.form import tflite_form
+from exporters.tflite.gate import hand_out
+from exporters.tflite.onnx2tf import Onnx2tf, converted
+from exporters.tflite.signature import signed
 from exporters.verify import Comparison
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.detector import Detector

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from exporters.export_form import ExportForm, fixed, fp32_metadata
-from exporters.tflite_gate import hand_out
-from exporters.tflite_names import renamed
+from exporters.tflite.gate import hand_out
+from exporters.tflite.names import renamed
 from exporters.torch_reference import TorchSession, output_shapes
 from exporters.verify import Comparison
 from trainer.checkpoint import Checkpoint

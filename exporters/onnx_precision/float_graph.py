@@ -2,7 +2,7 @@
 
 Knows the operators' schemas, and takes only what can be read from them in full: no subgraphs, no
 operators that onnx does not know, nothing quantised or in half precision. Does not choose a
-precision: `exporters.fp16_islands` does.
+precision: `exporters.onnx_precision.fp16_islands` does.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from exporters.rewriting import Writer
-from exporters.static_graph import StaticGraph, attributes, reshaped
+from exporters.tflite.static_graph import StaticGraph, attributes, reshaped
 
 # of the operator, where the node does not say
 _DEFAULTS = {"mode": b"bilinear", "padding_mode": b"zeros", "align_corners": 0}

@@ -10,8 +10,8 @@ import numpy as np
 from exporters.formats import Format, Tensors
 from exporters.inspection import Inspection, fault_of
 from exporters.scales import misfit
-from exporters.tflite_activations import activations
-from exporters.tflite_graph import Product, count_nodes, products, read_model, scales
+from exporters.tflite.activations import activations
+from exporters.tflite.graph import Product, count_nodes, products, read_model, scales
 from rfdetr_edge.associated import model_of, with_document
 from rfdetr_edge.backends.litert import open_session
 from rfdetr_edge.metadata import ModelMetadata, Precision

@@ -6,7 +6,7 @@ all of their paths: 300 KB in `tiny`. Reports and recipes show the short ones.
 
 import re
 
-from exporters.tflite_graph import pack, products, unpacked
+from exporters.tflite.graph import pack, products, unpacked
 
 # The module whose parts the names begin with, in all paths.
 _NETWORK = "trainer.model.rfdetr.RFDETR_model"

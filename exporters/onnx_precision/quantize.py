@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from exporters.linears import Linear
 from exporters.observers import quantization
+from exporters.onnx_precision.rounding import EIGHT_BITS, SEVEN_BITS, SMALLEST, rounded
 from exporters.rewriting import Writer, rewritten
-from exporters.rounding import EIGHT_BITS, SEVEN_BITS, SMALLEST, rounded
+from exporters.scales import Scale
 
 Float32 = NDArray[np.float32]
 Range = tuple[float, float]
@@ -140,3 +142,15 @@ def _mean_loss(
         lost = lost.sum(axis=(2, 3)).T
     lowered: Float32 = mean @ lost
     return lowered
+
+
+def scales(model: onnx.ModelProto) -> dict[str, Scale]:
+    """Of the activations that a Q/DQ graph rounds, by the name of the tensor."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
+            step, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+            info = np.iinfo(zero.dtype)
+            found[node.input[0]] = Scale(float(step), int(zero), info.min, info.max)
+    return found

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import onnx
 
-from exporters.activations import activations
 from exporters.formats import Format, Tensors
 from exporters.inspection import Inspection, inspected
 from exporters.onnx_graph import with_metadata
-from exporters.overflow import overflows
-from exporters.scales import misfit, scales
+from exporters.onnx_precision.activations import activations
+from exporters.onnx_precision.overflow import overflows
+from exporters.onnx_precision.quantize import scales
+from exporters.scales import misfit
 from rfdetr_edge.metadata import ModelMetadata
 
 

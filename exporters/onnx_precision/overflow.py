@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporters.activations import activations
-from exporters.float_graph import FloatGraph, read_graph
-from exporters.fp16_islands import LIGHT
+from exporters.onnx_precision.activations import activations
+from exporters.onnx_precision.float_graph import FloatGraph, read_graph
+from exporters.onnx_precision.fp16_islands import LIGHT
 from rfdetr_edge.errors import ArtifactError, InputError
 
 _LARGEST = float(np.finfo(np.float16).max)  # 65504

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import onnx
 
 from exporters.linears import Linear
+from exporters.onnx_precision.rounding import EIGHT_BITS, rounded
 from exporters.rewriting import Writer, rewritten
-from exporters.rounding import EIGHT_BITS, rounded
 
 
 def weight_only(model: onnx.ModelProto, layers: Sequence[Linear]) -> onnx.ModelProto:
@@ -28,7 +28,7 @@ def restore_weights(writer: Writer, node: onnx.NodeProto, layer: Linear) -> None
     new.CopyFrom(node)
     if layer.kind == "Gemm":
         whole = whole.T
-        del new.attribute[:]  # they say what a plain Gemm does anyway (exporters.linears)
+        del new.attribute[:]  # they say what a plain Gemm does anyway (see linears.py)
         new.attribute.append(onnx.helper.make_attribute("transB", 1))
     new.input[1] = writer.restored(layer.weight, whole, step, 0)
     writer.nodes.append(new)

@@ -1,12 +1,12 @@
 """Islands: the nodes that stay in float32 when a graph becomes half precision.
 
 Where half would overflow, or lose what the result turns on. Knows operators and how they stand to
-each other, and neither values (`exporters.overflow` measures them) nor casts (`exporters.fp16`).
+each other, and neither values (`overflow` measures them) nor casts (`fp16`).
 """
 
 from collections.abc import Collection
 
-from exporters.float_graph import FloatGraph, Operand
+from exporters.onnx_precision.float_graph import FloatGraph, Operand
 from rfdetr_edge.errors import InputError
 
 # Operators that are islands wherever they stand. Sigmoid, Tanh, Erf and Relu are not among them:

@@ -9,7 +9,7 @@ from typing import Any
 import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 
-from exporters.tflite_aliases import unshare
+from exporters.tflite.aliases import unshare
 from rfdetr_edge.errors import InputError
 
 _IDENTIFIER = b"TFL3"

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from exporters.rewriting import Writer
-from exporters.static_graph import Shape, StaticGraph, attributes, reshaped
+from exporters.tflite.static_graph import Shape, StaticGraph, attributes, reshaped
 
 _MOST = 4
 _SAME_ORDER = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Flatten"})

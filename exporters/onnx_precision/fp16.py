@@ -1,8 +1,8 @@
 """Half precision: an ONNX graph with float16 weights and arithmetic, float32 inputs and outputs.
 
 The types stand in the graph itself, so that TensorRT (as a strongly typed network), ONNX Runtime
-and OpenVINO all run the same arithmetic. Some nodes stay in float32: `exporters.fp16_islands` says
-which. Knows nothing of detectors, and does not judge what the result finds: `exporters.lossy` does.
+and OpenVINO all run the same arithmetic. Some nodes stay in float32: `fp16_islands` says which.
+Knows nothing of detectors, and does not judge what the result finds: `exporters.lossy` does.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporters.float_graph import INVALID, FloatGraph, Operand, read_graph
-from exporters.fp16_islands import choose_islands
+from exporters.onnx_precision.float_graph import INVALID, FloatGraph, Operand, read_graph
+from exporters.onnx_precision.fp16_islands import choose_islands
 from rfdetr_edge.errors import ArtifactError
 
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -44,8 +44,8 @@ class Fp16Model:
 def to_fp16(model: onnx.ModelProto, *, islands: Collection[str] = ()) -> Fp16Model:
     """The model in float16, with the same float32 inputs and outputs; `model` is not changed.
 
-    islands: nodes that stay in float32 besides those that always do, such as `overflow_nodes` of
-        `exporters.overflow` finds. A node without a name goes by that of its first output.
+    islands: nodes that stay in float32 besides those that always do, such as
+        `overflow.overflow_nodes` finds. A node without a name goes by that of its first output.
     The metadata stays as it is, the precision it states included.
     Raises InputError for an island that is no node, and ArtifactError for a model that is invalid,
     already quantised or in half precision, has subgraphs or operators that onnx does not know, or

@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from exporters.channels import Graph, Labels
 from exporters.linears import Linear
+from exporters.onnx_precision.channels import Graph, Labels
 
 Float32 = NDArray[np.float32]
 # Share of the size that moves, in the exponent: half makes both as difficult (SmoothQuant).

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import onnx
 
 from exporters.linears import Linear
+from exporters.onnx_precision.rounding import SEVEN_BITS, rounded
+from exporters.onnx_precision.weight_only import restore_weights
 from exporters.rewriting import Writer, rewritten
-from exporters.rounding import SEVEN_BITS, rounded
-from exporters.weight_only import restore_weights
 
 
 def dynamic(model: onnx.ModelProto, layers: Sequence[Linear]) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ import copy
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from exporters.tflite_graph import kind_of, pack, unpacked
+from exporters.tflite.graph import kind_of, pack, unpacked
 
 _LARGEST = float(np.finfo(np.float16).max)
 # Of numbers: below it a constant is worth no operator of its own.

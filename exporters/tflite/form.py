@@ -8,11 +8,11 @@ TFLite's operators are made. All of it is standard ONNX.
 import numpy as np
 import onnx
 
-from exporters.low_rank import LowRank
 from exporters.onnx_cleanup import cleaned
 from exporters.rewriting import Writer
-from exporters.static_graph import StaticGraph, reshaped, rewritten
-from exporters.tent_sampling import tent_sampling
+from exporters.tflite.low_rank import LowRank
+from exporters.tflite.static_graph import StaticGraph, reshaped, rewritten
+from exporters.tflite.tent_sampling import tent_sampling
 from rfdetr_edge.errors import ArtifactError
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporters.activations import activations
 from exporters.calibration import CalibrationSet
 from exporters.linears import Linear, linears
-from exporters.migration import migrated
 from exporters.observers import ChannelMean, Kind, Observer, observer
 from exporters.onnx_cleanup import cleaned
-from exporters.quantize import Scheme, observed, quantized
+from exporters.onnx_precision.activations import activations
+from exporters.onnx_precision.migration import migrated
+from exporters.onnx_precision.quantize import Scheme, observed, quantized
 from rfdetr_edge.metadata import InputSpec
 
 Float32 = NDArray[np.float32]

@@ -21,9 +21,9 @@ from exporters.calibration import CalibrationSet
 from exporters.formats import Choices, Lowering, Target, Tensors
 from exporters.linears import block_of
 from exporters.observers import Kind, Observer, observer
-from exporters.tflite_activations import activations
-from exporters.tflite_constants import halved_constants
-from exporters.tflite_graph import LAYERS, Product, products, read_model
+from exporters.tflite.activations import activations
+from exporters.tflite.constants import halved_constants
+from exporters.tflite.graph import LAYERS, Product, products, read_model
 from rfdetr_edge.associated import read_document, with_document
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.metadata import InputSpec, Uncalibrated
