@@ -1,0 +1,47 @@
+"""What the commands that make and judge artifacts share."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rfdetr_edge.errors import InputError
+from rfdetr_edge.variants import Task
+
+ALL = 1_000_000
+"""Images of a gate: more than a folder holds."""
+MAX_DROP = "AP that may be lost, in points of 100 (default: 0.1 for fp16, 0.5 for all of int8)"
+"""Help of --max-drop."""
+
+
+def refuse(arguments: argparse.Namespace, *names: str, why: str) -> None:
+    """Options that are for something else."""
+    for name in names:
+        if vars(arguments)[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for {why}")
+
+
+def task_of(artifact: Path) -> Task:
+    """What an artifact finds, as it says itself."""
+    from rfdetr_edge.backends import open_session, proving_providers
+    from rfdetr_edge.detector import Detector
+
+    session = open_session(artifact, provider=proving_providers(artifact)[0])
+    try:
+        return Detector.from_session(session).metadata.task
+    finally:
+        session.close()
+
+
+@contextmanager
+def naming_lack_of_memory() -> Iterator[None]:
+    """torch turns it into a RuntimeError of several lines."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            "there is not enough memory for this shape and batch; choose a smaller --shape or "
+            "--batch, or --batch dynamic"
+        ) from None

@@ -1,0 +1,99 @@
+"""`rfdetr-edge verify`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporters.common_cli import ALL, MAX_DROP, refuse
+from rfdetr_edge.commands import Command
+from rfdetr_edge.demo import photo_paths
+from rfdetr_edge.errors import ArtifactError, InputError
+from rfdetr_edge.variants import VARIANTS, Task
+
+if TYPE_CHECKING:
+    from exporters.lossy import Judgement
+    from exporters.verify import Comparison
+    from rfdetr_edge.backends import Session
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "reference", type=Path, help="checkpoint (.pth) or artifact to compare with"
+    )
+    parser.add_argument("model", type=Path, help="artifact to judge")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="images (default: the embedded photos)"
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="JSON",
+        help="COCO annotations of the images, to measure AP (lower precision)",
+    )
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help=MAX_DROP)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from rfdetr_edge.backends import BACKENDS, Session, open_session
+    from rfdetr_edge.detector import Detector
+
+    candidate = open_session(arguments.model)
+    metadata = Detector.from_session(candidate).metadata
+    reference: Session
+    if arguments.reference.suffix.lower() in {row.suffix for row in BACKENDS.values()}:
+        reference = open_session(arguments.reference)
+    else:
+        from exporters.torch_reference import TorchSession
+        from trainer.checkpoint import load_checkpoint
+
+        # a checkpoint need not say what it is, the artifact does
+        variant = metadata.variant if metadata.variant in VARIANTS else None
+        checkpoint = load_checkpoint(arguments.reference, variant=variant)
+        reference = TorchSession(checkpoint, metadata)
+    judged: Comparison | Judgement
+    exact = metadata.precision == "fp32"
+    if exact:
+        judged = _equal(arguments, reference, candidate, metadata.task)
+    else:
+        judged = _close(arguments, reference)
+    if not judged.passed:
+        raise ArtifactError(f"{arguments.model} differs from {arguments.reference}: {judged}")
+    print(f"{arguments.model} {'equals' if exact else 'keeps to'} {arguments.reference}: {judged}")
+    return 0
+
+
+def _equal(
+    arguments: argparse.Namespace, reference: "Session", candidate: "Session", task: Task
+) -> "Comparison":
+    """FP32 against its reference."""
+    from exporters.verify import compare, gate_images
+
+    why = "lower precision: an fp32 artifact must equal its reference, whatever there is to find"
+    refuse(arguments, "annotations", "max_drop", why=why)
+    return compare(reference, candidate, gate_images(arguments.images, task))
+
+
+def _close(arguments: argparse.Namespace, reference: "Session") -> "Judgement":
+    """Lower precision against its reference."""
+    from exporters.calibration import annotated_set, calibration_set
+    from exporters.lossy import judge
+    from exporters.trials import trial
+    from rfdetr_edge.detector import Detector
+
+    metadata = Detector.from_session(reference).metadata
+    given = arguments.images or photo_paths(metadata.task)
+    if arguments.annotations is None:
+        images = calibration_set(given, limit=ALL)
+    elif arguments.images is None:
+        raise InputError("--annotations needs the folder of their images: give it with --images")
+    else:
+        images = annotated_set(arguments.annotations, arguments.images)
+    return judge(metadata, arguments.model, trial(reference, images), arguments.max_drop)
+
+
+verify = Command(
+    name="verify",
+    help="compare what an artifact finds with what its reference finds",
+    add_arguments=_verify_arguments,
+    run=_verify,
+)
