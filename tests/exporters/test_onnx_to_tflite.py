@@ -90,6 +90,13 @@ def test_outputs_are_named_and_ordered_whatever_the_converter_did(
     assert sidecar_path(path).is_file()
 
 
+def test_lower_precision_starts_from_what_the_converter_made(source, tmp_path):
+    assert _export(source, _stand_in(tmp_path), "--precision", "int8-weight-only") == 0
+    found = Detector(tmp_path / "model.tflite").metadata
+    assert found.precision == "int8-weight-only"
+    assert found.provenance.converter == "onnx2tf 2.6.9"
+
+
 def test_without_comparison_the_file_says_so(source, tmp_path):
     assert _export(source, _stand_in(tmp_path), "--no-verify") == 0
     assert Detector(tmp_path / "model.tflite").metadata.provenance.verification == "skipped"
@@ -175,7 +182,7 @@ def test_an_artifact_without_metadata_is_refused(tmp_path, capsys):
         (["--converter", "litert-torch"], "litert-torch converts checkpoints (.pth); onnx2tf con"),
         (["--notes", "x"], "--notes is for a checkpoint"),
         (["--shape", "64", "64"], "--shape is for a checkpoint"),
-        (["--precision", "int8"], "int8 is for --format onnx so far"),
+        (["--precision", "int8"], "int8 needs images that fix its scales"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(source, tmp_path, capsys, options, message):
@@ -277,8 +284,8 @@ def test_a_checkpoint_goes_by_way_of_onnx(tiny_checkpoint, tmp_path, monkeypatch
     """The ONNX file is compared with the checkpoint, and the .tflite with it."""
     seen = []
 
-    def export(source: Path, output: Path, python: Path, *, images):
-        seen.append((open_session(source).inputs[0].shape, output, python, images))
+    def export(source: Path, output: Path, onnx2tf, *, images, step):
+        seen.append((open_session(source).inputs[0].shape, output, str(onnx2tf), images))
         return {}
 
     monkeypatch.setattr(from_onnx, "export_onnx_to_tflite", export)
@@ -286,5 +293,5 @@ def test_a_checkpoint_goes_by_way_of_onnx(tiny_checkpoint, tmp_path, monkeypatch
     arguments = ["--format", "tflite", "--converter", "onnx2tf", "--onnx2tf-python", str(python)]
     options = ["--shape", "64", "96", "--no-verify", "-o", str(output)]
     assert main(["export", str(tiny_checkpoint), *arguments, *options]) == 0
-    assert seen == [((1, 3, 64, 96), output, python, None)]
+    assert seen == [((1, 3, 64, 96), output, "onnx2tf 2.6.9", None)]
     assert "not compared" in capsys.readouterr().out
