@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.statistics import ratio_interval
 from exporters.verify import gate_images
-from rfdetr_edge.backends import Session, open_session
+from rfdetr_edge.backends import BACKENDS, Session, open_session
 from rfdetr_edge.backends.onnxrt import save_optimized
 from rfdetr_edge.binding import Binding, bind
 from rfdetr_edge.errors import BackendError, InputError
@@ -42,6 +42,7 @@ from rfdetr_edge.tuning import (
     write_tuned,
 )
 
+_OF_OTHERS = {row.suffix for row in BACKENDS.values()} - {".onnx"}
 WARM_UP = 3  # runs of a session that has just been opened
 BLOCK = 5  # measured runs until it is closed
 LEAST_RUNS = 30  # 6 rounds; of fewer an interval says nothing
@@ -113,9 +114,12 @@ def tune(artifact: Path, images: Path | None, runs: int, most_threads: int | Non
     runs: measured runs of each of the two settings in a comparison.
     most_threads: as many threads at most; None for one a core.
 
-    Raises InputError when there are too few runs, nothing can be written beside the artifact, or
-    a file that is not ours is in the way; and what the runtime raises for artifacts and images.
+    Raises InputError when something else than ONNX Runtime runs it, there are too few runs,
+    nothing can be written beside the artifact, or a file that is not ours is in the way; and what
+    the runtime raises for artifacts and images.
     """
+    if artifact.suffix.lower() in _OF_OTHERS:
+        raise InputError(f"tune finds settings of ONNX Runtime, which runs .onnx, not {artifact}")
     if runs < LEAST_RUNS:
         raise InputError(f"an interval needs at least {LEAST_RUNS} runs, not {runs}")
     saved = optimized_path(artifact)

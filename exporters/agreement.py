@@ -45,6 +45,11 @@ class Agreement:
     disagreement: float
 
     @property
+    def says_something(self) -> bool:
+        """Whether either found anything confident; otherwise they agree on nothing at all."""
+        return self.wanted + self.found > 0
+
+    @property
     def close(self) -> bool:
         """Whether at most 2 % of the confident detections are lost or invented."""
         return self.lost + self.invented <= _MOST_MISSING * (self.wanted + self.found)

@@ -36,6 +36,11 @@ _MEETING: Mapping[Precision, str] = {
 # Images on which inner values are looked at: scales either fit or they do not.
 _HIDDEN_IMAGES = 4
 
+NOTHING_FOUND = (
+    "nothing was compared: there is no confident detection in these images; give some that show "
+    "what it finds, with --images DIR"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -119,6 +124,8 @@ def _judged(session: Session, trial: Trial, max_drop: float, resamples: int) -> 
         outcome = trial.run(session, resamples=resamples)
     except BackendError as error:  # NaN and infinity
         return Judgement(None, (str(error),))
+    if outcome.drop is None and not outcome.agreement.says_something:
+        return Judgement(outcome, (NOTHING_FOUND,))
     if outcome.within(max_drop):
         return Judgement(outcome, ())
     causes = diagnosis(trial, session, outcome.agreement.disagreement)

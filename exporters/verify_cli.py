@@ -1,6 +1,7 @@
 """`rfdetr-edge verify`."""
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from exporters.lossy import Judgement
     from exporters.verify import Comparison
     from rfdetr_edge.backends import Session
+    from rfdetr_edge.metadata import ModelMetadata
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,32 +36,36 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from rfdetr_edge.backends import BACKENDS, Session, open_session
+    from rfdetr_edge.backends import open_session
     from rfdetr_edge.detector import Detector
 
-    candidate = open_session(arguments.model)
-    metadata = Detector.from_session(candidate).metadata
-    reference: Session
-    if arguments.reference.suffix.lower() in {row.suffix for row in BACKENDS.values()}:
-        reference = open_session(arguments.reference)
-    else:
-        from exporters.torch_reference import TorchSession
-        from trainer.checkpoint import load_checkpoint
-
-        # a checkpoint need not say what it is, the artifact does
-        variant = metadata.variant if metadata.variant in VARIANTS else None
-        checkpoint = load_checkpoint(arguments.reference, variant=variant)
-        reference = TorchSession(checkpoint, metadata)
     judged: Comparison | Judgement
-    exact = metadata.precision == "fp32"
-    if exact:
-        judged = _equal(arguments, reference, candidate, metadata.task)
-    else:
-        judged = _close(arguments, reference)
+    with closing(open_session(arguments.model)) as candidate:
+        metadata = Detector.from_session(candidate).metadata
+        exact = metadata.precision == "fp32"
+        if exact:
+            with closing(_reference(arguments.reference, metadata)) as reference:
+                judged = _equal(arguments, reference, candidate, metadata.task)
+    if not exact:  # closed by now: the gate opens it again, and a device may not hold it twice
+        with closing(_reference(arguments.reference, metadata)) as reference:
+            judged = _close(arguments, reference)
     if not judged.passed:
         raise ArtifactError(f"{arguments.model} differs from {arguments.reference}: {judged}")
     print(f"{arguments.model} {'equals' if exact else 'keeps to'} {arguments.reference}: {judged}")
     return 0
+
+
+def _reference(path: Path, metadata: "ModelMetadata") -> "Session":
+    from rfdetr_edge.backends import BACKENDS, open_session
+
+    if path.suffix.lower() in {row.suffix for row in BACKENDS.values()}:
+        return open_session(path)
+    from exporters.torch_reference import TorchSession
+    from trainer.checkpoint import load_checkpoint
+
+    # a checkpoint need not say what it is, the artifact does
+    variant = metadata.variant if metadata.variant in VARIANTS else None
+    return TorchSession(load_checkpoint(path, variant=variant), metadata)
 
 
 def _equal(

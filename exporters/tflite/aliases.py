@@ -27,7 +27,7 @@ class _Reshape(NamedTuple):
 def unshare(model: Any) -> int:
     """Puts copies into a ModelT of the schema, where they are needed; how many."""
     graph = model.subgraphs[0]
-    kinds = [code.builtinCode for code in model.operatorCodes]
+    kinds = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     found = sorted(set(_endangered(graph, kinds)), reverse=True)
     for reshape in found:  # from the last on, so that places stay
         tensor = _twin(graph, reshape.source)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporters.calibration import calibration_set
+from exporters.lossy import NOTHING_FOUND
 from exporters.trials import trial
 from exporters.verify import compare, gate_images
 from rfdetr_edge.backends import Session
@@ -47,6 +48,8 @@ def _check(onnx: Session, engine: Session, images: Path | None, metadata: ModelM
     else:
         outcome = trial(onnx, calibration_set(paths)).run(engine)
         passed, seen = outcome.agreement.close, str(outcome)
+        if not outcome.agreement.says_something:
+            raise ArtifactError(NOTHING_FOUND)
     if not passed:
         raise ArtifactError(f"the engine differs from the ONNX file it was built of: {seen}")
     return seen

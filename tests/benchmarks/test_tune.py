@@ -340,6 +340,7 @@ def test_the_command_prints_what_was_found(artifact: Path) -> None:
         ("model.onnx", ["--threads", "5000"], 2, "threads must be 1 to 1024, not 5000"),
         ("model.onnx", ["--images", "nowhere"], 2, "nowhere is no folder of images"),
         ("text.onnx", [], 1, "text.onnx is no ONNX file"),
+        ("text.tflite", [], 2, "tune finds settings of ONNX Runtime"),
         ("text.bin", [], 1, "no backend runs .bin files"),
         (".", [], 1, "no backend runs suffixless files"),
     ],
@@ -347,7 +348,7 @@ def test_the_command_prints_what_was_found(artifact: Path) -> None:
 def test_what_cannot_be_tuned_is_one_line(
     artifact: Path, name: str, options: list[str], code: int, message: str
 ) -> None:
-    for text in ("text.onnx", "text.bin"):
+    for text in ("text.onnx", "text.tflite", "text.bin"):
         (artifact.parent / text).write_text("no model\n" * 20)
     before = sorted(artifact.parent.iterdir())
     done = run_cli("tune", artifact.parent / name, *options, stdout=subprocess.PIPE)

@@ -1,6 +1,7 @@
 """The gate of lower precision lets honest artifacts pass and names what is wrong with others."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -161,6 +162,16 @@ def test_only_half_precision_can_overflow_its_range(
     path = source.artifact(graph, tmp_path / "m.onnx", precision)
     failures = judge(source.metadata, path, source.trial, _NO_LIMIT).failures
     assert not any("overflow" in failure for failure in failures), failures
+
+
+def test_images_without_anything_to_find_prove_nothing(
+    source: Source, int8: onnx.ModelProto, tmp_path: Path
+) -> None:
+    path = source.artifact(int8, tmp_path / "m.onnx", "int8")
+    with closing(open_session(model_path(), provider="cpu")) as session:
+        black = trial(session, calibration_set(np.zeros((2, 64, 64, 3), np.uint8)))
+    failures = judge(source.metadata, path, black, _NO_LIMIT).failures
+    assert any("nothing was compared" in failure for failure in failures), failures
 
 
 def test_another_mean_is_refused_before_anything_runs(
