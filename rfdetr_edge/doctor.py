@@ -220,9 +220,9 @@ def _tensorrt() -> list[Finding]:
             ("tensorrt", "tensorrt_rtx"),
             "JetPack and NVIDIA's packages bring it: make the venv with --system-site-packages, ",
         ),
-        ("extra tensorrt", ("pycuda", "cuda"), "pip install 'rfdetr-edge[tensorrt]', "),
+        ("extra tensorrt", ("pycuda", "cuda.bindings"), "pip install 'rfdetr-edge[tensorrt]', "),
     ):
-        present = [_versioned(module) for module in modules if find_spec(module) is not None]
+        present = [_versioned(module) for module in modules if _is_there(module)]
         if present:
             found.append(Finding("ok", subject, ", ".join(present)))
         else:
@@ -231,9 +231,17 @@ def _tensorrt() -> list[Finding]:
     return found
 
 
+def _is_there(module: str) -> bool:
+    """Whether it can be found, without importing it; of `cuda.bindings` the namespace is."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is not there
+        return False
+
+
 def _versioned(module: str) -> str:
     """The name of an installed module with the version that its distribution tells."""
-    distribution = {"cuda": "cuda-bindings"}.get(module, module)
+    distribution = {"cuda.bindings": "cuda-bindings"}.get(module, module)
     try:
         return f"{distribution} {version(distribution)}"
     except PackageNotFoundError:  # put there by something else than pip

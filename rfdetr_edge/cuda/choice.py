@@ -6,10 +6,10 @@ import logging
 from rfdetr_edge.cuda.protocol import CudaBackend
 from rfdetr_edge.errors import BackendUnavailable
 
-# module with the adapter, its class, and the extra that installs what it imports
+# module with the adapter, and the extra that installs what it imports
 _CHOICES = (
-    ("rfdetr_edge.cuda.pycuda", "Pycuda", "tensorrt"),
-    ("rfdetr_edge.cuda.cudabindings", "CudaBindings", "cuda"),
+    ("rfdetr_edge.cuda.pycuda", "tensorrt"),
+    ("rfdetr_edge.cuda.cudabindings", "cuda"),
 )
 
 logger = logging.getLogger(__name__)
@@ -21,14 +21,14 @@ def open_cuda() -> CudaBackend:
     Raises BackendUnavailable where neither library loads, BackendError when CUDA does not start.
     """
     reasons = []
-    for module, name, extra in _CHOICES:
+    for module, extra in _CHOICES:
         try:
             adapter = importlib.import_module(module)
         except ImportError as error:  # not installed, or its binaries do not fit this system
             reasons.append(f"{error}: pip install 'rfdetr-edge[{extra}]'")
             continue
         logger.info("CUDA through %s", module)
-        cuda: CudaBackend = vars(adapter)[name]()
+        cuda: CudaBackend = adapter.open_cuda()
         return cuda
     raise BackendUnavailable(
         f"TensorRT engines need pycuda or cuda-bindings ({'; or '.join(reasons)}); where pycuda "

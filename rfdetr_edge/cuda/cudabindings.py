@@ -74,6 +74,11 @@ class CudaBindings:
         _call(cu.cuDevicePrimaryCtxRelease, self._device)
 
 
+def open_cuda() -> CudaBindings:
+    """The first GPU. Raises BackendError when CUDA does not start."""
+    return CudaBindings()
+
+
 def _call(function: Any, *arguments: Any) -> Any:
     """What a driver call gives. It answers (error,) or (error, value)."""
     error, *values = function(*arguments)

@@ -86,6 +86,11 @@ class Pycuda:
         """Nothing: see the head of this file."""
 
 
+def open_cuda() -> Pycuda:
+    """The first GPU. Raises BackendError when CUDA does not start."""
+    return Pycuda()
+
+
 @lru_cache(maxsize=1)
 def _primary_context() -> Any:
     drv.init()

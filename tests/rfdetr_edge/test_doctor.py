@@ -152,6 +152,12 @@ def test_what_engines_need_is_told_and_tensorrt_not_imported(monkeypatch):
     assert not {"tensorrt", "pycuda"} & set(sys.modules)
 
 
+def test_a_namespace_that_others_share_is_not_the_library():
+    assert doctor._is_there("email.message")
+    assert not doctor._is_there("email.bindings")
+    assert not doctor._is_there("no_such_package.bindings")
+
+
 def test_a_host_without_a_driver_or_tensorrt_is_no_fault(monkeypatch):
     def absent():
         raise BackendUnavailable("there is no NVIDIA driver here")
@@ -163,7 +169,7 @@ def test_a_host_without_a_driver_or_tensorrt_is_no_fault(monkeypatch):
     assert [finding.detail for finding in findings] == [
         "there is no NVIDIA driver here",
         "without tensorrt and tensorrt_rtx",
-        "without pycuda and cuda",
+        "without pycuda and cuda.bindings",
     ]
     assert "--system-site-packages" in findings[1].fix
     assert "rfdetr-edge[tensorrt]" in findings[2].fix
