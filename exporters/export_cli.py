@@ -10,6 +10,7 @@ from exporters.tflite import cli as tflite
 from exporters.trt import cli as trt
 from rfdetr_edge.commands import Command
 from rfdetr_edge.errors import InputError
+from rfdetr_edge.files import check_place
 from rfdetr_edge.variants import VARIANTS
 
 
@@ -83,6 +84,8 @@ def _export(arguments: argparse.Namespace) -> int:
     suffix = f".{arguments.format}"
     if arguments.output.suffix.lower() != suffix:
         raise InputError(f"the artifact must end in {suffix}, not {arguments.output.name!r}")
+    if not arguments.print_trtexec:  # its command may be for another machine
+        check_place(arguments.output)
     if arguments.format != "tflite":
         refuse(arguments, *tflite.OPTIONS, why="--format tflite")
     if arguments.format == "engine":

@@ -16,11 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
     It becomes `path` when the block ends, and is removed when the block raises. Raises InputError
     when `path` cannot be a regular file there, OSError that names `path` when writing fails.
     """
+    check_place(path)
     target = path.resolve()  # a link stays a link
-    if target.exists() and not target.is_file():
-        raise InputError(f"cannot write {path}: it is no regular file; choose another name")
-    if not target.parent.is_dir():
-        raise InputError(f"cannot write {path}: {path.parent} is no folder; create it first")
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
     try:
         with naming(path):
@@ -28,6 +25,15 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Raises InputError when `path` cannot be a regular file there; before work that takes long."""
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise InputError(f"cannot write {path}: it is no regular file; choose another name")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {path}: {path.parent} is no folder; create it first")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from exporters.trt.monitor import watched
 from exporters.trt.network import Network, parse, products
 from exporters.trt.options import Batch, EngineOptions
 from rfdetr_edge.errors import ArtifactError, BackendError, InputError
-from rfdetr_edge.files import replacing
+from rfdetr_edge.files import check_place, replacing
 from rfdetr_edge.metadata import Precision
 
 _MIB = 1 << 20
@@ -80,7 +80,7 @@ def build(
 
 
 def check_options(tensorrt: Installed, options: EngineOptions, *, has_gpu: bool) -> None:
-    """What `build` raises before it looks at a graph: for a missing GPU, or no timings to keep."""
+    """What `build` raises before it looks at a graph: for a missing GPU, and timings in vain."""
     if tensorrt.dialect.needs_gpu and not has_gpu:
         raise BackendError(
             f"{tensorrt} builds engines on the GPU that will run them, and there is none here; "
@@ -88,6 +88,8 @@ def check_options(tensorrt: Installed, options: EngineOptions, *, has_gpu: bool)
         )
     if options.timing_cache is not None and not tensorrt.dialect.keeps_timings:
         raise InputError(f"{tensorrt} times nothing while it builds; leave --timing-cache out")
+    if options.timing_cache is not None:
+        check_place(options.timing_cache)
 
 
 def _require(asked: Precision, found: Mapping[Precision, int], what: str) -> None:

@@ -354,6 +354,7 @@ def test_all_integer_is_refused_with_the_reason_and_the_nearest(
         (["--precision", "fp16", "--batch", "2"], "takes one image a run"),
         (["--precision", "int8", "--calibration", "empty"], "empty"),
         (["--precision", "int8", "--calibration", "broken"], "no image that OpenCV can read"),
+        (["--precision", "int8-dynamic", "-o", "missing/o.tflite"], "missing is no folder"),
         (["--format", "onnx", "-o", "o.onnx"], "an .onnx is made from a checkpoint"),
     ],
 )
