@@ -15,6 +15,7 @@ from exporters.observers import Kind
 from exporters.report import write_report
 from exporters.sensitivity import Row, search
 from exporters.trials import Trial, trial
+from exporters.verify import rejected_path
 from rfdetr_edge.associated import write_sidecar
 from rfdetr_edge.backends import Session, open_session, proving_providers
 from rfdetr_edge.detector import Detector
@@ -138,9 +139,7 @@ def _hand_out(
         skipped = replace(metadata.provenance, verification="skipped")
         temporary.write_bytes(kind.with_metadata(model, replace(metadata, provenance=skipped)))
         judgement = judge(metadata, temporary, against, max_drop)
-        target = output.resolve()
-        if not judgement.passed:
-            target = target.with_name(target.name + ".rejected")
+        target = output.resolve() if judgement.passed else rejected_path(output)
         write_report(target, source, temporary, metadata, against, judgement, counts or {}, rows)
         if not judgement.passed:
             temporary.replace(target)

@@ -143,10 +143,15 @@ def _detector(session: Session, metadata: ModelMetadata, noise_seed: int | None 
 
 def reject(temporary: Path, output: Path, reason: object) -> ArtifactError:
     """Keeps a file as `<output>.rejected` for inspection; the error that says so."""
-    target = output.resolve()
-    rejected = target.with_name(target.name + ".rejected")
+    rejected = rejected_path(output)
     temporary.replace(rejected)
     return ArtifactError(f"the export differs from its source and is kept as {rejected}: {reason}")
+
+
+def rejected_path(output: Path) -> Path:
+    """Where a file is kept that was refused; of a link, beside what it points to."""
+    target = output.resolve()
+    return target.with_name(f"{target.name}.rejected")
 
 
 def contradictions(reference: ModelMetadata, candidate: ModelMetadata) -> list[str]:

@@ -49,9 +49,8 @@ def _endangered(graph: Any, kinds: list[int]) -> list[_Reshape]:
     ]
     uses = Counter(name for _, inputs, _ in nodes for name in inputs)
     uses.update(map(int, graph.outputs))
-    last_read: dict[
-        int, int
-    ] = {}  # first name of some numbers -> the last operator that needs them
+    # first name of some numbers -> the last operator that needs them
+    last_read: dict[int, int] = {}
     first: dict[int, int] = {}  # what a RESHAPE gives -> the first name of its numbers
     maker: dict[int, int] = {}  # what a RESHAPE gives -> its place
     for place, (kind, inputs, outputs) in enumerate(nodes):

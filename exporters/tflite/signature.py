@@ -6,13 +6,12 @@ The names of the input and the outputs, their order, and that no size is open.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 
 from exporters.tflite.aliases import unshare
+from exporters.tflite.graph import pack, unpacked
 from rfdetr_edge.errors import InputError
 
-_IDENTIFIER = b"TFL3"
 _KEY = "serving_default"
 
 
@@ -22,7 +21,7 @@ def signed(model: bytes, outputs: Sequence[str]) -> bytes:
     All its sizes are fixed, as they must be. Raises InputError for a model with other outputs, by
     its own signature or the names of the tensors, or several inputs.
     """
-    file = schema.ModelT.InitFromPackedBuf(model)
+    file = unpacked(model)
     graph = file.subgraphs[0]
     inputs = [int(index) for index in graph.inputs]
     found = {graph.tensors[index].name.decode(): int(index) for index in graph.outputs}
@@ -43,9 +42,7 @@ def signed(model: bytes, outputs: Sequence[str]) -> bytes:
     signature.signatureKey, signature.subgraphIndex = _KEY, 0
     signature.inputs, signature.outputs = _entries({"input": inputs[0]}), _entries(ordered)
     file.signatureDefs = [signature]
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(file.Pack(builder), _IDENTIFIER)
-    return bytes(builder.Output())
+    return pack(file)
 
 
 def _entries(tensors: Mapping[str, int]) -> list[Any]:
