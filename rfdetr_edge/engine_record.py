@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from rfdetr_edge.errors import ArtifactError, MetadataError
@@ -24,6 +25,10 @@ from rfdetr_edge.metadata import Precision
 
 Family = Literal["tensorrt", "tensorrt-rtx"]
 """Kinds of TensorRT that cannot run each other's engines."""
+MODULES: Mapping[Family, str] = MappingProxyType(
+    {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+)
+"""The Python module of each."""
 
 _SCHEMA = 1
 _REMEDY = "build the engine again: rfdetr-edge export MODEL.onnx --format engine"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rfdetr_edge.engine_record import Family
+from rfdetr_edge.engine_record import MODULES, Family
 from rfdetr_edge.errors import BackendError, BackendUnavailable
 
 Choice = Literal["auto", Family]
@@ -25,7 +25,7 @@ class Dialect:
     """A run of TensorRT versions that build in the same way.
 
     since, before: (major, minor) of the first version, and of the first that is another dialect's.
-    names: for people. module: of Python.
+    names: for people.
     needs_gpu: it times kernels while it builds, and only for the GPU at hand; otherwise it builds
         anywhere, for every GPU.
     keeps_timings: it can save what it timed, for the next build.
@@ -36,7 +36,6 @@ class Dialect:
     since: _Version
     before: _Version
     names: str
-    module: str
     needs_gpu: bool
     keeps_timings: bool
     program: str
@@ -49,7 +48,6 @@ DIALECTS = (
         since=(10, 3),
         before=(11, 0),
         names="TensorRT 10.3 to 10.x",
-        module="tensorrt",
         needs_gpu=True,
         keeps_timings=True,
         program="trtexec",
@@ -60,7 +58,6 @@ DIALECTS = (
         since=(11, 0),
         before=(12, 0),
         names="TensorRT 11",
-        module="tensorrt",
         needs_gpu=True,
         keeps_timings=True,
         program="trtexec",
@@ -71,14 +68,12 @@ DIALECTS = (
         since=(1, 7),
         before=(2, 0),
         names="TensorRT-RTX 1.7 and newer",
-        module="tensorrt_rtx",
         needs_gpu=False,
         keeps_timings=False,  # its timing cache does nothing, and asks for a GPU
         program="tensorrt_rtx",
         switches=("--skipInference",),
     ),
 )
-_MODULES: Mapping[Family, str] = {row.family: row.module for row in DIALECTS}
 # Where there is more to say of a version than that it is older: before it -> what it lacks.
 _LACKS: Mapping[_Version, str] = {
     (10, 0): "its half precision is known to be wrong for RF-DETR, and it cannot build strongly "
@@ -108,7 +103,7 @@ def installed(choice: Choice = "auto") -> Installed:
     """
     families: tuple[Family, ...] = get_args(Family) if choice == "auto" else (choice,)
     for family in families:
-        name = _MODULES[family]
+        name = MODULES[family]
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -119,7 +114,7 @@ def installed(choice: Choice = "auto") -> Installed:
             raise BackendUnavailable(f"{name} does not load: {error}") from error
         return Installed(module, dialect_of(family, module.__version__), module.__version__)
     raise BackendUnavailable(
-        f"{' or '.join(_MODULES[family] for family in families)} is not installed: TensorRT comes "
+        f"{' or '.join(MODULES[family] for family in families)} is not installed: TensorRT comes "
         "with JetPack or the system (a virtual environment sees it with --system-site-packages); "
         "`pip install tensorrt-rtx` brings TensorRT-RTX; --print-trtexec needs neither"
     )

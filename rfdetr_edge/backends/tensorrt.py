@@ -25,15 +25,12 @@ from rfdetr_edge.backends.tensorrt_engine import Engine
 from rfdetr_edge.cuda.choice import open_cuda
 from rfdetr_edge.cuda.driver import Driver, probe_driver
 from rfdetr_edge.cuda.protocol import CudaBackend, DeviceBuffer, Event, PinnedBuffer, Stream
-from rfdetr_edge.engine_record import EngineRecord, Family, read_record
+from rfdetr_edge.engine_record import MODULES, EngineRecord, Family, read_record
 from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from rfdetr_edge.tuning import Tuning
 
 _SLOTS = 2
 
-_MODULES: Mapping[Family, str] = MappingProxyType(
-    {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-)
 _REMEDIES: Mapping[Family, str] = MappingProxyType(
     {
         "tensorrt": "TensorRT comes with JetPack or from NVIDIA's own packages; in a venv, make "
@@ -215,10 +212,10 @@ def fitting_tuning(path: Path, *, provider: str | None) -> Tuning | None:
 
 def _module(family: Family) -> Any:
     try:
-        return importlib.import_module(_MODULES[family])
+        return importlib.import_module(MODULES[family])
     except (ImportError, OSError) as error:  # OSError for its libraries, which it loads by itself
         raise BackendUnavailable(
-            f"the engine needs {_MODULES[family]}, which does not load ({error}): "
+            f"the engine needs {MODULES[family]}, which does not load ({error}): "
             f"{_REMEDIES[family]}"
         ) from error
 
