@@ -1,8 +1,6 @@
 """A contender of a benchmark as the parent sees it: how it is started, and how it is asked."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +9,10 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
+from benchmarks.exchange import Exchange
 from rfdetr_edge.errors import BackendError, InputError
 
 _NS = 1e6  # in a millisecond
-_PATIENCE = 10.0  # seconds that a process has to end after its last turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +94,16 @@ class Running:
         self.contender = contender
         options = {**contender.options, "first": str(first)}
         begin = perf_counter_ns()
-        self._process = subprocess.Popen(
-            [contender.python, "-m", "benchmarks.child", contender.module, json.dumps(options)],
-            # the folder of this package, wherever the user is
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, **contender.environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        self._exchange = Exchange(
+            contender.name,
+            contender.python,
+            ["benchmarks.child", contender.module, json.dumps(options)],
+            contender.environment,
         )
         try:
-            ready = self._answer()
+            ready = self._checked(self._exchange.answer())
         except BaseException:
-            self._end(at_once=True)
+            self._exchange.end(at_once=True)
             raise
         self.start = Start(
             ready["import"] / _NS,
@@ -126,7 +121,7 @@ class Running:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end(at_once=kind is not None)
+        self._exchange.end(at_once=kind is not None)
 
     def turn(self, path: Path) -> Turn:
         """One image."""
@@ -140,20 +135,9 @@ class Running:
 
     def ask(self, do: str, **options: Any) -> Any:
         """The answer to any request of benchmarks/child.py, and any scenario of the runner's."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **options}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._ended() from None
-        return self._answer()
+        return self._checked(self._exchange.ask({"do": do, **options}))
 
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._ended()
-        answer = json.loads(line)
+    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
         if "refused" in answer:
             kind = InputError if answer["by_input"] else BackendError
             raise kind(f"{self.contender.name}: {answer['refused']}")
@@ -162,18 +146,3 @@ class Running:
                 f"{self.contender.name} needs {answer['missing']}", name=answer["missing"]
             )
         return answer
-
-    def _ended(self) -> BackendError:
-        code = self._process.wait()
-        return BackendError(
-            f"the process of {self.contender.name} ended with {code}; its messages are above"
-        )
-
-    def _end(self, *, at_once: bool) -> None:
-        if at_once:
-            self._process.kill()
-        try:
-            self._process.communicate(timeout=_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()

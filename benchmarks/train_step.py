@@ -9,8 +9,6 @@ Upstream lives in an environment of its own: bash benchmarks/baselines/peer_env.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,64 +17,42 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.exchange import Exchange
 from benchmarks.stages import environment
 from benchmarks.statistics import ratio_interval
 
 WARM_UP = 3
+STEP = {"do": "step"}
 
 
-class Worker:
+def worker(python: Path, name: str, threads: int, weights: Path) -> Exchange:
     """A process that makes one training step when asked (benchmarks/baselines/worker.py)."""
-
-    def __init__(self, python: Path, name: str, threads: int, weights: Path) -> None:
-        self._name = name
-        self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.baselines.{name}", str(threads), weights],
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.ready = self._answer()
-
-    def step(self) -> dict[str, Any]:
-        """seconds, losses by name and peak_mb of the process after one step."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self.close()
-            raise SystemExit(f"the process of {self._name} ended; its messages are above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    return Exchange(
+        name,
+        python,
+        [f"benchmarks.baselines.{name}", str(threads), str(weights)],
+        {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+    )
 
 
 def compare(peer: Path, steps: int, threads: int) -> dict[str, Any]:
     """The report: environment, both sides, and the ratios ours to upstream's."""
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"
-        ours = Worker(Path(sys.executable), "ours", threads, weights)
-        upstream = Worker(peer / "bin" / "python", "upstream", threads, weights)
+        ours = worker(Path(sys.executable), "ours", threads, weights)
+        our_start = ours.answer()
+        upstream = worker(peer / "bin" / "python", "upstream", threads, weights)
+        their_start = upstream.answer()
     rounds = []
     for index in range(WARM_UP + steps):
         first, second = (ours, upstream) if index % 2 == 0 else (upstream, ours)
-        answers = {first: first.step(), second: second.step()}
+        answers = {side: side.ask(STEP) for side in (first, second)}
         rounds.append((answers[ours], answers[upstream]))
-    for worker in (ours, upstream):
-        worker.close()
+    for side in (ours, upstream):
+        side.end(at_once=False)
     sides = {
-        "ours": _side(ours.ready, [mine for mine, _ in rounds]),
-        "upstream": _side(upstream.ready, [theirs for _, theirs in rounds]),
+        "ours": _side(our_start, [mine for mine, _ in rounds]),
+        "upstream": _side(their_start, [theirs for _, theirs in rounds]),
     }
     seconds = np.array([[side["seconds"] for side in pair] for pair in rounds[WARM_UP:]])
     return {
