@@ -20,10 +20,10 @@ from exporters.trt.dialect import Installed
 from exporters.trt.gate import check_engine
 from exporters.trt.options import Batch, EngineOptions
 from exporters.trt.preflight import preflight
-from exporters.verify import gate_images
+from exporters.verify import gate_images, reject, rejected_path
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.engine_record import EngineRecord, record_path, write_record
-from rfdetr_edge.errors import ArtifactError
+from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable
 from rfdetr_edge.files import file_sha256, replacing
 from rfdetr_edge.metadata import (
     METADATA_KEY,
@@ -114,7 +114,9 @@ def export_engine(
     images: a folder for the gate, None for the embedded photos. verified: compare the engine with
         its source, where there is a GPU to run it and the source is an artifact of ours. Only then
         does the metadata of the record say so.
-    Raises what `look`, `build` and `check_engine` raise; `output` is then not touched.
+    Raises what `look` and `build` raise, and ArtifactError for an engine that does not run or does
+    not find what its source finds: it is then kept as `<output>.rejected`, with its record, for
+    inspection. In any case `output` is then not touched.
     """
     look(source, precision, images)
     here = device()
@@ -125,7 +127,13 @@ def export_engine(
         seen = f"built but not run{'' if here else ': there is no GPU here'}"
         if here is not None and verified and source.metadata is not None:
             write_record(temporary, record)
-            seen = _compare(source, temporary, built.batch, images)
+            try:
+                seen = _compare(source, temporary, built.batch, images)
+            except BackendUnavailable:  # nothing is wrong with the engine
+                raise
+            except (ArtifactError, BackendError) as error:
+                write_record(rejected_path(output), record)
+                raise reject(temporary, output, error) from error
             record = replace(record, metadata=_verified(source.metadata, "passed"))
         write_record(output, record)
     sizes = "-".join(map(str, dict.fromkeys(built.batch)))

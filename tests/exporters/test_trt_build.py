@@ -37,7 +37,7 @@ from rfdetr_edge.backends.fake import FakeSession
 from rfdetr_edge.cli import main
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.engine_record import read_record
-from rfdetr_edge.errors import ArtifactError, BackendError, InputError
+from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from rfdetr_edge.files import file_sha256
 from rfdetr_edge.metadata import Precision, parse_metadata
 from trainer.checkpoint import load_checkpoint
@@ -474,16 +474,44 @@ def test_an_engine_of_an_open_batch_is_run_with_its_smallest_and_largest(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_engine_that_finds_something_else_is_not_handed_out(
-    precision: Precision, tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["another", "nan"])
+def test_an_engine_that_finds_something_else_is_kept_as_rejected(
+    kind: str,
+    precision: Precision,
+    tensorrt: Installed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def shifted(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return outputs | {"labels": -outputs["labels"]}
+        return outputs | {"labels": outputs["labels"] * (-1 if kind == "another" else np.nan)}
 
     _pretend_a_gpu(monkeypatch, {"fp32": {"Float": 9}, "fp16": {"Half": 7}}[precision], shifted)
     source = read_source(_detector(tmp_path / "m.onnx", precision))
-    with pytest.raises(ArtifactError, match="differs from the ONNX file it was built of"):
-        export_engine(source, tmp_path / "m.engine", tensorrt, precision, EngineOptions())
+    output = tmp_path / "m.engine"
+    output.write_text("an older engine")
+    found = r"(lost|kept)" if kind == "another" else "gave NaN or infinity"
+    with pytest.raises(ArtifactError, match=rf"(?s)kept as .*m\.engine\.rejected: .*{found}"):
+        export_engine(source, output, tensorrt, precision, EngineOptions())
+    assert output.read_text() == "an older engine"
+    kept = tmp_path / "m.engine.rejected"
+    record = read_record(kept)
+    assert (record.engine_sha256, record.gpu) == (file_sha256(kept), "Orin")
+    assert record.metadata is not None
+    assert parse_metadata(record.metadata).provenance.verification == "skipped"
+    left = {"m.onnx", "m.engine", kept.name, f"{kept.name}.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_an_engine_that_could_not_be_compared_is_not_blamed(
+    tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise BackendUnavailable("pycuda is not installed")
+
+    _pretend_a_gpu(monkeypatch, {"Float": 9}, absent)
+    source = read_source(_detector(tmp_path / "m.onnx", "fp32"))
+    with pytest.raises(BackendUnavailable, match="pycuda is not installed"):
+        export_engine(source, tmp_path / "m.engine", tensorrt, "fp32", EngineOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
