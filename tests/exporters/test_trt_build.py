@@ -1,10 +1,12 @@
 """Engines built by TensorRT-RTX, which needs no GPU for it; what cannot be built, and why."""
 
 import errno
+import json
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -28,6 +30,7 @@ from exporters.trt.build import build
 from exporters.trt.device import Device, device
 from exporters.trt.dialect import Installed, installed
 from exporters.trt.engine import export_engine, read_source
+from exporters.trt.graph_products import graph_products
 from exporters.trt.inspector import inspect
 from exporters.trt.log import checked, constructed
 from exporters.trt.network import parse, products
@@ -153,6 +156,7 @@ def test_the_products_of_the_parsed_embedded_model_compute_in_the_precision(
     counts = products(tensorrt.module, parse(tensorrt, _lowered(path, precision)).definition)
     assert counts[precision] > 0.8 * sum(counts.values())
     assert set(counts) <= {precision, "fp32"}
+    assert counts == graph_products(onnx.load(path))
 
 
 def test_a_foreign_graph_is_built_without_metadata(tensorrt: Installed, tmp_path: Path) -> None:
@@ -515,14 +519,82 @@ def test_an_engine_that_could_not_be_compared_is_not_blamed(
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.parametrize("image", [None, ("input", (2, 3, 64, 96))])
+def test_an_engine_of_an_open_batch_is_asked_with_its_shape(image: tuple | None) -> None:
+    """As TensorRT's documentation has it: without a context it tells no data types."""
+    shapes = {}
+    context = SimpleNamespace(set_input_shape=lambda *shape: shapes.update([shape]) or True)
+    inspector = SimpleNamespace(execution_context=None)
+
+    def report(_: str) -> str:
+        known = inspector.execution_context is context
+        kind = "Half" if known else "N/A due to dynamic shapes"
+        return json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": kind}]}]})
+
+    inspector.get_engine_information = report
+    engine = SimpleNamespace(
+        create_engine_inspector=lambda: inspector, create_execution_context=lambda: context
+    )
+    module = ModuleType("tensorrt")
+    vars(module).update(
+        ILogger=rtx.ILogger,
+        Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+    )
+    fake = Installed(module, installed("tensorrt-rtx").dialect, "10.3.0")
+    assert inspect(fake, b"plan", image) == ({"Half": 1} if image else {})
+    assert shapes == dict([image] if image else [])
+
+
+@pytest.mark.parametrize(
+    ("precision", "layers", "message"),
+    [
+        ("fp16", {"Float": 9}, r"the engine of .* is not fp16, but has 9 layers in fp32"),
+        ("fp16", {"Float": 40, "Half": 2}, "is not fp16, but has 40 layers in fp32, 2 layers in"),
+        ("int8", {"Float": 60, "Int8": 1}, "is not int8, but has 60 layers in fp32, 1 layers in"),
+        ("fp32", {"Float": 60, "Half": 1}, "is not fp32, but has"),
+        ("fp32", {}, "tells no data type of the engine"),
+    ],
+)
 def test_an_engine_whose_layers_have_another_precision_is_not_handed_out(
+    precision: Precision,
+    layers: Mapping[str, int],
+    message: str,
+    tensorrt: Installed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _pretend_a_gpu(monkeypatch, layers)
+    source = read_source(_detector(tmp_path / "m.onnx", precision))
+    with pytest.raises(ArtifactError, match=message):
+        export_engine(source, tmp_path / "m.engine", tensorrt, precision, EngineOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_an_engine_of_an_open_batch_is_inspected_for_its_best_one(
     tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _pretend_a_gpu(monkeypatch, {"Float": 9})
-    source = read_source(_detector(tmp_path / "m.onnx", "fp16"))
-    with pytest.raises(ArtifactError, match=r"the engine of .* is not fp16, but has 9 layers in"):
-        export_engine(source, tmp_path / "m.engine", tensorrt, "fp16", EngineOptions())
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    seen = []
+    _pretend_a_gpu(monkeypatch, {})
+    monkeypatch.setattr(building, "inspect", lambda *given: seen.append(given[2]) or {"Float": 9})
+    for name, batch, options in (("open", None, _RANGE), ("fixed", 1, EngineOptions())):
+        source = _detector(tmp_path / f"{name}.onnx", "fp32", batch)
+        build(tensorrt, source, "fp32", options, has_gpu=True)
+    assert seen == [("input", (2, 3, 64, 96)), None]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_one_product_that_was_not_parsed_as_the_graph_says_is_an_error(
+    precision: Precision, tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_less(*given: object) -> Mapping[Precision, int]:
+        found = products(*given)
+        return {**found, precision: found[precision] - 1, "fp32": found["fp32"] + 1}
+
+    path = _detector(tmp_path / "m.onnx", precision)
+    monkeypatch.setattr(building, "products", one_less)
+    with pytest.raises(ArtifactError, match=rf"layers in {precision}.* became .* in {precision}"):
+        build(tensorrt, path, precision, EngineOptions(), has_gpu=False)
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", "Float"), ("fp16", "Half")])
