@@ -46,6 +46,7 @@ class EngineRecord:
     requested: the precision asked for. inspected: data type -> layers that give it, as the engine
         inspector of TensorRT says; None where there was no GPU to load the engine.
     batch: smallest, best and largest number of images of a run; equal for a fixed one.
+    build_seconds: None for an engine that trtexec built.
     metadata: JSON text of `ModelMetadata`, None for an engine of a foreign ONNX file.
     """
 
@@ -60,7 +61,7 @@ class EngineRecord:
     requested: Precision
     inspected: Mapping[str, int] | None
     batch: tuple[int, int, int]
-    build_seconds: float
+    build_seconds: float | None
     metadata: str | None
 
 
@@ -88,7 +89,7 @@ def read_record(engine: Path) -> EngineRecord:
     if not path.is_file():
         raise ArtifactError(
             f"{path} is missing, which says what {engine.name} was built for; copy it along with "
-            f"the engine, or {_REMEDY}"
+            f"the engine, {_REMEDY}, or add --adopt to that for an engine that trtexec built"
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -97,6 +98,15 @@ def read_record(engine: Path) -> EngineRecord:
     if not isinstance(document, dict):
         raise MetadataError(f"{path} holds no JSON object; {_REMEDY}")
     return _Fields(path, document).record()
+
+
+def check_bytes(engine: Path, record: EngineRecord, sha256: str) -> None:
+    """sha256: of the engine's bytes. Raises ArtifactError unless the record is of these."""
+    if sha256 != record.engine_sha256:
+        raise ArtifactError(
+            f"{engine} is not the engine that its .json describes, or was damaged on the way; copy "
+            "both again, or build it again with rfdetr-edge export"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,7 @@ class _Fields:
             requested=self._choice("requested", get_args(Precision)),
             inspected=self._inspected(),
             batch=self._batch(),
-            build_seconds=float(self._number("build_seconds", (int, float))),
+            build_seconds=self._seconds(),
             metadata=None if metadata is None else json.dumps(metadata),
         )
 
@@ -152,6 +162,11 @@ class _Fields:
         )
         smallest, best, largest = self.document["batch"]
         return smallest, best, largest
+
+    def _seconds(self) -> float | None:
+        if self.document.get("build_seconds") is None:
+            return None
+        return float(self._number("build_seconds", (int, float)))
 
     def _text(self, name: str) -> str:
         value = self._text_or_none(name)

@@ -1,4 +1,4 @@
-"""From an ONNX file to an engine, by TensorRT's builder. Knows nothing of detectors.
+"""From an ONNX file to an engine, by TensorRT's builder or by trtexec. Knows nothing of detectors.
 
 TF32 is off: it rounds the factors of FP32 products to 10 bits, and what is asked for as FP32, be it
 the whole network or what FP16 leaves in it, is to be that.
@@ -40,13 +40,13 @@ class Built:
     """An engine in memory.
 
     plan: its bytes, as TensorRT's IHostMemory. layers: how many give what, as the engine inspector
-    says; None where there is no GPU to load it. seconds: of the build.
+    says; None where there is no GPU to load it. seconds: of the build, None where it is not known.
     """
 
     plan: Any
     batch: Batch
     layers: Mapping[str, int] | None
-    seconds: float
+    seconds: float | None
 
 
 def build(
@@ -66,10 +66,8 @@ def build(
     """
     check_options(tensorrt, options, has_gpu=has_gpu)
     module = tensorrt.module
-    parsed = parse(tensorrt, source)
-    _check_network(precision, source, products(module, parsed.definition))
-    name, shape = parsed.image
-    batch = options.fitting_batch(shape[0])
+    parsed = _parsed(tensorrt, source, precision)
+    batch = options.fitting_batch(parsed.image[1][0])
     config = _configured(module, parsed, options, batch)
     start = time.perf_counter()
     with watched(module, config, "building"):
@@ -80,11 +78,21 @@ def build(
     seconds = time.perf_counter() - start
     if options.timing_cache is not None:
         _keep_timings(module, config, options.timing_cache)
-    layers = None
-    if has_gpu:
-        layers = inspect(tensorrt, plan, (name, (batch[1], *shape[1:])) if shape[0] < 0 else None)
-        _check_engine(precision, source, layers, outputs(module, parsed.definition))
+    layers = _inspected(tensorrt, source, precision, parsed, plan, batch) if has_gpu else None
     return Built(plan, batch, layers, seconds)
+
+
+def adopt(
+    tensorrt: Installed, source: Path, plan: bytes, precision: Precision, options: EngineOptions
+) -> Built:
+    """An engine that trtexec built of this ONNX file, checked as `build` does; needs a GPU.
+
+    plan: its bytes. Raises what `build` raises, and BackendError for an engine that does not load.
+    """
+    parsed = _parsed(tensorrt, source, precision)
+    batch = options.fitting_batch(parsed.image[1][0])
+    layers = _inspected(tensorrt, source, precision, parsed, plan, batch)
+    return Built(plan, batch, layers, None)
 
 
 def check_options(tensorrt: Installed, options: EngineOptions, *, has_gpu: bool) -> None:
@@ -98,6 +106,27 @@ def check_options(tensorrt: Installed, options: EngineOptions, *, has_gpu: bool)
         raise InputError(f"{tensorrt} times nothing while it builds; leave --timing-cache out")
     if options.timing_cache is not None:
         check_place(options.timing_cache)
+
+
+def _parsed(tensorrt: Installed, source: Path, precision: Precision) -> Network:
+    parsed = parse(tensorrt, source)
+    _check_network(precision, source, products(tensorrt.module, parsed.definition))
+    return parsed
+
+
+def _inspected(
+    tensorrt: Installed,
+    source: Path,
+    precision: Precision,
+    parsed: Network,
+    plan: Any,
+    batch: Batch,
+) -> Mapping[str, int]:
+    name, shape = parsed.image
+    image = (name, (batch[1], *shape[1:])) if shape[0] < 0 else None
+    layers = inspect(tensorrt, plan, image)
+    _check_engine(precision, source, layers, outputs(tensorrt.module, parsed.definition))
+    return layers
 
 
 def _check_network(asked: Precision, source: Path, found: Mapping[Precision, int]) -> None:

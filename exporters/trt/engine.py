@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from exporters.calibration import calibration_set
 from exporters.inspection import inspected
-from exporters.trt.build import Built, build
+from exporters.trt.build import Built, adopt, build
 from exporters.trt.device import Device, device
 from exporters.trt.dialect import Installed
 from exporters.trt.gate import check_engine
@@ -121,6 +121,44 @@ def export_engine(
     look(source, precision, images)
     here = device()
     built = build(tensorrt, source.path, precision, options, has_gpu=here is not None)
+    return _hand_out(source, output, tensorrt, precision, built, here, images, verified)
+
+
+def adopt_engine(
+    source: Source,
+    output: Path,
+    tensorrt: Installed,
+    precision: Precision,
+    options: EngineOptions,
+    *,
+    images: Path | None = None,
+    verified: bool = True,
+) -> str:
+    """Gives an engine that trtexec built of the source its record, and says how it went.
+
+    output: the engine. The rest, and errors: as `export_engine`; BackendError without a GPU.
+    """
+    look(source, precision, images)
+    here = device()
+    if here is None:
+        raise BackendError(
+            f"{output} can be looked into where it will run, and there is no GPU here; run the "
+            "same command there"
+        )
+    built = adopt(tensorrt, source.path, output.read_bytes(), precision, options)
+    return _hand_out(source, output, tensorrt, precision, built, here, images, verified)
+
+
+def _hand_out(
+    source: Source,
+    output: Path,
+    tensorrt: Installed,
+    precision: Precision,
+    built: Built,
+    here: Device | None,
+    images: Path | None,
+    verified: bool,
+) -> str:
     with replacing(output) as temporary, _without_record(temporary):
         temporary.write_bytes(memoryview(built.plan))
         record = _record(source, temporary, tensorrt, precision, built, here)
@@ -137,10 +175,9 @@ def export_engine(
             record = replace(record, metadata=_verified(source.metadata, "passed"))
         write_record(output, record)
     sizes = "-".join(map(str, dict.fromkeys(built.batch)))
-    return (
-        f"{precision}, batch {sizes}, {output.stat().st_size / 1e6:.1f} MB by {tensorrt} in "
-        f"{built.seconds:.0f} s; {seen}"
-    )
+    took = "" if built.seconds is None else f" in {built.seconds:.0f} s"
+    size = output.stat().st_size / 1e6
+    return f"{precision}, batch {sizes}, {size:.1f} MB by {tensorrt}{took}; {seen}"
 
 
 def _tensors(source: Source, images: Path | None) -> Iterator[NDArray[np.float32]]:
@@ -171,7 +208,7 @@ def _record(
         requested=precision,
         inspected=built.layers,
         batch=built.batch,
-        build_seconds=round(built.seconds, 1),
+        build_seconds=None if built.seconds is None else round(built.seconds, 1),
         metadata=_verified(source.metadata, "skipped") if source.metadata else None,
     )
 

@@ -26,8 +26,8 @@ from rfdetr_edge.cuda.choice import open_cuda
 from rfdetr_edge.cuda.driver import Driver, probe_driver
 from rfdetr_edge.cuda.preprocess import DevicePreprocessor, check_frame, compile_kernel
 from rfdetr_edge.cuda.protocol import CudaBackend, Stream
-from rfdetr_edge.engine_record import MODULES, EngineRecord, Family, read_record
-from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
+from rfdetr_edge.engine_record import MODULES, EngineRecord, Family, check_bytes, read_record
+from rfdetr_edge.errors import BackendError, BackendUnavailable, InputError
 from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.tuning import Tuning
 
@@ -234,11 +234,7 @@ def open_session(path: Path, *, provider: str | None, tuning: Tuning) -> TensorR
     trt = _module(record.family)
     _check_machine(path, record, driver, trt.__version__)
     plan = path.read_bytes()
-    if hashlib.sha256(plan).hexdigest() != record.engine_sha256:
-        raise ArtifactError(
-            f"{path} is not the engine that its .json describes, or was damaged on the way; copy "
-            "both again, or build it again with rfdetr-edge export"
-        )
+    check_bytes(path, record, hashlib.sha256(plan).hexdigest())
     return TensorRtSession(open_cuda(), trt, plan, path.name, record)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -517,6 +518,80 @@ def test_an_engine_that_could_not_be_compared_is_not_blamed(
     with pytest.raises(BackendUnavailable, match="pycuda is not installed"):
         export_engine(source, tmp_path / "m.engine", tensorrt, "fp32", EngineOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.fixture
+def plan(tensorrt: Installed, tmp_path: Path) -> Path:
+    """An engine without a record, as trtexec leaves it, of the m.onnx beside it."""
+    source = _detector(tmp_path / "m.onnx", "fp16", None)
+    path = tmp_path / "m.engine"
+    path.write_bytes(bytes(build(tensorrt, source, "fp16", _RANGE, has_gpu=False).plan))
+    return path
+
+
+def test_what_trtexec_built_gets_its_record_by_the_command_that_is_printed(
+    plan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _pretend_a_gpu(monkeypatch, {"Half": 7, "Float": 2})
+    before = plan.read_bytes()
+    command = ["export", str(plan.with_name("m.onnx")), "-o", str(plan), "--format", "engine"]
+    options = ["--batch", "1,2,4", "--dialect", "tensorrt-rtx", "--print-trtexec"]
+    assert main([*command, *options]) == 0
+    program, *printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (program, printed[-1]) == ("rfdetr-edge", "--adopt")
+    assert main(printed) == 0
+    assert f"{plan}: fp16, batch 1-2-4, " in capsys.readouterr().out
+    record = read_record(plan)
+    assert plan.read_bytes() == before
+    assert (record.engine_sha256, record.batch) == (file_sha256(plan), (1, 2, 4))
+    assert (record.inspected, record.build_seconds) == ({"Half": 7, "Float": 2}, None)
+    assert record.metadata is not None
+    assert parse_metadata(record.metadata).provenance.verification == "passed"
+    assert {path.name for path in plan.parent.iterdir()} == {"m.onnx", plan.name, "m.engine.json"}
+
+
+@pytest.mark.parametrize("fault", ["layers", "results", "no GPU"])
+def test_an_engine_that_is_not_what_it_should_be_is_not_adopted(
+    fault: str,
+    plan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layers = {"Float": 7} if fault == "layers" else {"Half": 7}
+    _pretend_a_gpu(monkeypatch, layers, lambda outputs: outputs | {"labels": -outputs["labels"]})
+    if fault == "no GPU":
+        monkeypatch.setattr(engines, "device", lambda: None)
+    before = plan.read_bytes()
+    command = ["export", str(plan.with_name("m.onnx")), "-o", str(plan), "--format", "engine"]
+    assert main([*command, "--batch", "1,2,4", "--dialect", "tensorrt-rtx", "--adopt"]) == 1
+    said = {"layers": "is not fp16", "results": "engine.rejected: ", "no GPU": "where it will run"}
+    assert said[fault] in capsys.readouterr().err
+    assert plan.read_bytes() == before
+    assert not plan.with_name("m.engine.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ("m.onnx", ["--workspace", "9"], "--workspace is for building an engine"),
+        ("m.onnx", ["--print-trtexec"], "--print-trtexec is for building an engine"),
+        ("m.onnx", ["--precision", "int8"], "m.onnx is fp16; --adopt takes the .onnx that"),
+        ("m.pth", [], "m.pth is no .onnx; --adopt takes that of the engine"),
+        ("m.onnx", ["-o", "none.engine"], "none.engine is not there; build it with trtexec"),
+    ],
+)
+def test_what_does_not_go_with_adopting_is_named(
+    source: str,
+    arguments: list[str],
+    message: str,
+    plan: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = plan.with_name(source)
+    command = ["export", str(path), "-o", str(plan), "--format", "engine", "--batch", "1,2,4"]
+    assert main([*command, "--adopt", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not plan.with_name("m.engine.json").exists()
 
 
 @pytest.mark.parametrize("image", [None, ("input", (2, 3, 64, 96))])
