@@ -2,12 +2,13 @@
 
 import argparse
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 from exporters.common_cli import refuse
 from rfdetr_edge.engine_record import Family
-from rfdetr_edge.errors import InputError
+from rfdetr_edge.errors import BackendUnavailable, InputError
 
 OPTIONS = ("workspace", "timing_cache", "dialect", "print_trtexec", "adopt")
 """Of engines alone; each is None where it is not given."""
@@ -52,6 +53,8 @@ def export_engine(
 
     make_onnx: writes an artifact for the same arguments with --format onnx, and says how it went.
     """
+    if arguments.source.suffix.lower() == ".onnx" and find_spec("onnx") is None:
+        raise BackendUnavailable("onnx is not installed: pip install 'rfdetr-edge[engine]'")
     from exporters.trt.build import check_options
     from exporters.trt.device import device
     from exporters.trt.dialect import Choice, installed
@@ -96,7 +99,7 @@ def export_engine(
         lines.append(f"{made}: {make_onnx(_for_onnx(arguments, precision, made))}")
         source = read_source(made)
     if tensorrt is None:
-        look(source, precision, arguments.images)
+        look(source, precision, arguments.images, verified=not arguments.no_verify)
         printed = commands(source.path, arguments.output, source.image, options, dialect)
         return f"{printed}\n{follow_up(source.path, arguments.output, options, dialect)}"
     verified = not arguments.no_verify

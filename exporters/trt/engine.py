@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -81,12 +82,19 @@ def read_source(path: Path) -> Source:
     return Source(path, model, metadata, inspected(model).precision)
 
 
-def look(source: Source, precision: Precision, images: Path | None = None) -> None:
+def look(
+    source: Source, precision: Precision, images: Path | None = None, *, verified: bool = True
+) -> None:
     """Raises ArtifactError where no engine of this precision should be built; logs the rest.
 
     images: a folder of images to look for overflows on, None for the embedded photos.
+    verified: run half precision on them. Raises BackendUnavailable where ONNX Runtime, which does
+        that, is not installed.
     """
-    findings = preflight(source.model, precision, _tensors(source, images))
+    run = verified and precision == "fp16" and source.metadata is not None
+    if run:
+        _check_reference()
+    findings = preflight(source.model, precision, _tensors(source, images) if run else ())
     errors = [finding.text for finding in findings if finding.is_error]
     said = source.metadata.precision if source.metadata else precision
     if said != source.precision:
@@ -118,8 +126,10 @@ def export_engine(
     not find what its source finds: it is then kept as `<output>.rejected`, with its record, for
     inspection. In any case `output` is then not touched.
     """
-    look(source, precision, images)
+    look(source, precision, images, verified=verified)
     here = device()
+    if here is not None and verified and source.metadata is not None:
+        _check_reference()  # before the build, which takes its time
     built = build(tensorrt, source.path, precision, options, has_gpu=here is not None)
     return _hand_out(source, output, tensorrt, precision, built, here, images, verified)
 
@@ -138,13 +148,15 @@ def adopt_engine(
 
     output: the engine. The rest, and errors: as `export_engine`; BackendError without a GPU.
     """
-    look(source, precision, images)
+    look(source, precision, images, verified=verified)
     here = device()
     if here is None:
         raise BackendError(
             f"{output} can be looked into where it will run, and there is no GPU here; run the "
             "same command there"
         )
+    if verified and source.metadata is not None:
+        _check_reference()
     built = adopt(tensorrt, source.path, output.read_bytes(), precision, options)
     return _hand_out(source, output, tensorrt, precision, built, here, images, verified)
 
@@ -178,6 +190,15 @@ def _hand_out(
     took = "" if built.seconds is None else f" in {built.seconds:.0f} s"
     size = output.stat().st_size / 1e6
     return f"{precision}, batch {sizes}, {size:.1f} MB by {tensorrt}{took}; {seen}"
+
+
+def _check_reference() -> None:
+    if find_spec("onnxruntime") is None:
+        raise BackendUnavailable(
+            "the ONNX file is run by ONNX Runtime, which is not installed: pip install "
+            "onnxruntime (--no-deps on a Jetson, which keeps JetPack's NumPy), or say --no-verify "
+            "for an engine that was compared with nothing"
+        )
 
 
 def _tensors(source: Source, images: Path | None) -> Iterator[NDArray[np.float32]]:

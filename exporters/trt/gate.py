@@ -9,9 +9,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from exporters.agreement import NOTHING_FOUND, agreement, detections
 from exporters.calibration import calibration_set
-from exporters.lossy import NOTHING_FOUND
-from exporters.trials import trial
 from exporters.verify import compare, gate_images
 from rfdetr_edge.backends import Session
 from rfdetr_edge.backends.fake import FakeSession
@@ -46,9 +45,11 @@ def _check(onnx: Session, engine: Session, images: Path | None, metadata: ModelM
         comparison = compare(onnx, engine, paths)
         passed, seen = comparison.passed, str(comparison)
     else:
-        outcome = trial(onnx, calibration_set(paths)).run(engine)
-        passed, seen = outcome.agreement.close, str(outcome)
-        if not outcome.agreement.says_something:
+        chosen = calibration_set(paths)
+        found = [detections(session, chosen.pixels()) for session in (onnx, engine)]
+        agreed = agreement(zip(*found, strict=True))
+        passed, seen = agreed.close, str(agreed)
+        if not agreed.says_something:
             raise ArtifactError(NOTHING_FOUND)
     if not passed:
         raise ArtifactError(seen)

@@ -4,6 +4,8 @@ import errno
 import json
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -592,6 +594,48 @@ def test_what_does_not_go_with_adopting_is_named(
     assert main([*command, "--adopt", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not plan.with_name("m.engine.json").exists()
+
+
+BOARD = """
+import sys
+absent = ["torch", "cv2", "pycocotools", "onnxruntime", *sys.argv.pop().split()]
+sys.modules.update(dict.fromkeys(absent))
+from rfdetr_edge.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "said"),
+    [
+        (["--no-verify"], "", None),
+        ([], "", "--no-verify for an engine that was compared with nothing"),
+        ([], "onnx", "onnx is not installed: pip install 'rfdetr-edge[engine]'"),
+    ],
+)
+def test_a_board_needs_onnx_and_numpy_alone(
+    options: list[str], missing: str, said: str | None, tmp_path: Path
+) -> None:
+    source, output = _detector(tmp_path / "m.onnx", "fp16"), tmp_path / "m.engine"
+    command = ["export", source, "-o", output, "--format", "engine", *options, missing]
+    done = subprocess.run(
+        [sys.executable, "-c", BOARD, *command], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == (0 if said is None else 1)
+    assert done.stderr.count("\n") == (0 if said is None else 1)
+    assert output.exists() == (said is None)
+    assert (said or "") in done.stderr
+
+
+def test_onnx_runtime_is_missed_before_the_build(
+    tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_source(_detector(tmp_path / "m.onnx", "fp32"))
+    _pretend_a_gpu(monkeypatch, {"Float": 9})
+    monkeypatch.setattr(engines, "find_spec", lambda _: None)
+    monkeypatch.setattr(engines, "build", lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(BackendUnavailable, match="pip install onnxruntime"):
+        export_engine(source, tmp_path / "m.engine", tensorrt, "fp32", EngineOptions())
 
 
 @pytest.mark.parametrize("image", [None, ("input", (2, 3, 64, 96))])
