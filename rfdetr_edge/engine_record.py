@@ -19,8 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from rfdetr_edge.associated import sidecar_path, write_sidecar
 from rfdetr_edge.errors import ArtifactError, MetadataError
-from rfdetr_edge.files import replacing
 from rfdetr_edge.metadata import Precision
 
 Family = Literal["tensorrt", "tensorrt-rtx"]
@@ -65,18 +65,12 @@ class EngineRecord:
     metadata: str | None
 
 
-def record_path(engine: Path) -> Path:
-    """Where the document beside an engine lies."""
-    return engine.with_name(f"{engine.name}.json")
-
-
 def write_record(engine: Path, record: EngineRecord) -> None:
     """Writes the document beside the engine, whole or not at all."""
     document = {"schema": _SCHEMA, **asdict(record)}
     if record.metadata is not None:
         document["metadata"] = json.loads(record.metadata)
-    with replacing(record_path(engine)) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", "utf-8")
+    write_sidecar(engine, json.dumps(document, indent=1, allow_nan=False))
 
 
 def read_record(engine: Path) -> EngineRecord:
@@ -85,7 +79,7 @@ def read_record(engine: Path) -> EngineRecord:
     Raises ArtifactError where there is none, MetadataError that names the field for one that is
     damaged or of a newer schema.
     """
-    path = record_path(engine)
+    path = sidecar_path(engine)
     if not path.is_file():
         raise ArtifactError(
             f"{path} is missing, which says what {engine.name} was built for; copy it along with "

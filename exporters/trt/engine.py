@@ -22,8 +22,9 @@ from exporters.trt.gate import check_engine
 from exporters.trt.options import Batch, EngineOptions
 from exporters.trt.preflight import preflight
 from exporters.verify import gate_images, reject, rejected_path
+from rfdetr_edge.associated import sidecar_path
 from rfdetr_edge.backends import open_session
-from rfdetr_edge.engine_record import EngineRecord, record_path, write_record
+from rfdetr_edge.engine_record import EngineRecord, write_record
 from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable
 from rfdetr_edge.files import file_sha256, replacing
 from rfdetr_edge.metadata import (
@@ -257,4 +258,4 @@ def _without_record(engine: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        record_path(engine).unlink(missing_ok=True)
+        sidecar_path(engine).unlink(missing_ok=True)

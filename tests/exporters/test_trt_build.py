@@ -364,7 +364,7 @@ def test_a_full_disk_is_named_and_leaves_the_older_engine(tmp_path: Path) -> Non
 def test_a_record_that_cannot_be_written_leaves_the_older_engine(
     tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     source = _detector(tmp_path / "m.onnx", "fp32")

@@ -31,8 +31,7 @@ CASES = json.loads(str(np.load(Path(__file__).parents[1] / "golden/preprocess.np
 def cuda(request):
     library = {"pycuda": "pycuda", "cudabindings": "cuda.bindings"}[request.param]
     pytest.importorskip(library)
-    name = {"pycuda": "Pycuda", "cudabindings": "CudaBindings"}[request.param]
-    opened = vars(importlib.import_module(f"rfdetr_edge.cuda.{request.param}"))[name]()
+    opened = importlib.import_module(f"rfdetr_edge.cuda.{request.param}").open_cuda()
     yield opened
     opened.close()
 

@@ -60,9 +60,7 @@ def run_python(folder, *arguments, python=sys.executable, **environment):
 
 def test_cuda_bindings_give_all_of_the_protocol(fake_driver):
     pytest.importorskip("cuda.bindings")
-    done = run_python(
-        fake_driver, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.cudabindings", "CudaBindings"
-    )
+    done = run_python(fake_driver, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.cudabindings")
     assert (done.stderr, done.stdout) == ("", "retained 0 live 0 depth 0\n")
 
 
@@ -90,9 +88,7 @@ def test_the_script_builds_pycuda_which_gives_all_of_the_protocol(tmp_path):
             ["readelf", "-d", module], check=True, capture_output=True, text=True
         ).stdout
     )
-    done = run_python(
-        folder, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.pycuda", "Pycuda", python=python
-    )
+    done = run_python(folder, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.pycuda", python=python)
     assert (done.stderr, done.stdout) == ("", "retained 1 live 0 depth 0\n")
 
 
