@@ -58,8 +58,9 @@ def export_engine(
     from exporters.trt.build import check_options
     from exporters.trt.device import device
     from exporters.trt.dialect import Choice, installed
-    from exporters.trt.engine import adopt_engine, export_engine, look, read_source
+    from exporters.trt.engine import adopt_engine, export_engine
     from exporters.trt.options import EngineOptions
+    from exporters.trt.source import look, read_source
     from exporters.trt.trtexec import commands, follow_up
 
     if arguments.adopt:

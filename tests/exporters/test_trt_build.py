@@ -32,12 +32,13 @@ from exporters.trt import monitor
 from exporters.trt.build import build
 from exporters.trt.device import Device, device
 from exporters.trt.dialect import Installed, installed
-from exporters.trt.engine import export_engine, read_source
+from exporters.trt.engine import export_engine
 from exporters.trt.graph_products import graph_products
 from exporters.trt.inspector import inspect
 from exporters.trt.log import checked, constructed
 from exporters.trt.network import parse, products
 from exporters.trt.options import EngineOptions
+from exporters.trt.source import read_source
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.backends.fake import FakeSession
 from rfdetr_edge.cli import main
@@ -632,7 +633,7 @@ def test_onnx_runtime_is_missed_before_the_build(
 ) -> None:
     source = read_source(_detector(tmp_path / "m.onnx", "fp32"))
     _pretend_a_gpu(monkeypatch, {"Float": 9})
-    monkeypatch.setattr(engines, "find_spec", lambda _: None)
+    monkeypatch.setattr("exporters.trt.source.find_spec", lambda _: None)
     monkeypatch.setattr(engines, "build", lambda *_, **__: pytest.fail("it was built"))
     with pytest.raises(BackendUnavailable, match="pip install onnxruntime"):
         export_engine(source, tmp_path / "m.engine", tensorrt, "fp32", EngineOptions())
