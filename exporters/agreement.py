@@ -7,15 +7,23 @@ choosing between artifacts, how far everything moved.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporters.difference import Difference, average, boxes_apart, difference
+from rfdetr_edge.backends import Session
 from rfdetr_edge.detections import Detections
+from rfdetr_edge.detector import Detector
 
 CONFIDENT = 0.5
 """The score from which a detection is one that a user would see: the runtime's threshold."""
+NOTHING_FOUND = (
+    "nothing was compared: there is no confident detection in these images; give some that show "
+    "what it finds, with --images DIR"
+)
+"""For artifacts whose agreement says nothing."""
 # A partner may score this much less, so that a detection at the threshold is not lost by rounding.
 _SLACK = 0.15
 _LEAST_IOU = 0.5
@@ -44,6 +52,12 @@ class Agreement:
     average: Difference | None
     disagreement: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.wanted - self.lost} of {self.wanted} confident detections kept, "
+            f"{self.invented} invented on {self.images} images"
+        )
+
     @property
     def says_something(self) -> bool:
         """Whether either found anything confident; otherwise they agree on nothing at all."""
@@ -53,6 +67,12 @@ class Agreement:
     def close(self) -> bool:
         """Whether at most 2 % of the confident detections are lost or invented."""
         return self.lost + self.invented <= _MOST_MISSING * (self.wanted + self.found)
+
+
+def detections(session: Session, images: Iterable[NDArray[Any]]) -> tuple[Detections, ...]:
+    """Of each image, every row above a score of 0."""
+    detector = Detector.from_session(session)
+    return tuple(detector.predict([image], threshold=0.0)[0] for image in images)
 
 
 def agreement(pairs: Iterable[tuple[Detections, Detections]]) -> Agreement:

@@ -9,8 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from exporters.agreement import agreement
-from exporters.trials import Trial, detections
+from exporters.agreement import agreement, detections
+from exporters.trials import Trial
 from rfdetr_edge.backends import Session
 from rfdetr_edge.backends.fake import FakeSession
 

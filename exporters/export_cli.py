@@ -66,7 +66,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     gate.add_argument(
         "--no-verify",
         action="store_true",
-        help="write the artifact without comparing it; its metadata says so (fp32 only)",
+        help="write the artifact without comparing it; its metadata says so (fp32 and engines)",
     )
     gate.add_argument(
         "--validation",

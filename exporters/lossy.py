@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from exporters.agreement import NOTHING_FOUND
 from exporters.diagnosis import diagnosis
 from exporters.formats import Format, format_of
 from exporters.trials import Outcome, Trial
@@ -35,11 +36,6 @@ _MEETING: Mapping[Precision, str] = {
 }
 # Images on which inner values are looked at: scales either fit or they do not.
 _HIDDEN_IMAGES = 4
-
-NOTHING_FOUND = (
-    "nothing was compared: there is no confident detection in these images; give some that show "
-    "what it finds, with --images DIR"
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,12 @@ Where the images are annotated, a trial measures the AP that is lost; anywhere, 
 detections agree.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
-from exporters.agreement import Agreement, agreement
+from exporters.agreement import Agreement, agreement, detections
 from exporters.calibration import CalibrationSet
 from rfdetr_edge.annotations import read_annotations
 from rfdetr_edge.backends import Session
@@ -64,17 +62,12 @@ class Outcome:
         return max((drop.points for drop in self.drops.values()), default=None)
 
     def __str__(self) -> str:
-        agreed = self.agreement
         texts = [
             f"{kind} AP {drop.reference:.4f} -> {drop.candidate:.4f}, a loss of {drop.points:.2f} "
             f"points (95 % interval {drop.low:.2f} to {drop.high:.2f})"
             for kind, drop in self.drops.items()
         ]
-        texts.append(
-            f"{agreed.wanted - agreed.lost} of {agreed.wanted} confident detections kept, "
-            f"{agreed.invented} invented on {agreed.images} images"
-        )
-        return "; ".join(texts)
+        return "; ".join([*texts, str(self.agreement)])
 
     def within(self, max_drop: float) -> bool:
         """Whether at most so many points are lost; without annotations, whether both agree."""
@@ -86,12 +79,6 @@ def trial(reference: Session, images: CalibrationSet) -> Trial:
     task = Detector.from_session(reference).metadata.task
     document = None if images.annotations is None else _document(images, images.annotations, task)
     return Trial(images, detections(reference, images.pixels()), document)
-
-
-def detections(session: Session, images: Iterable[NDArray[Any]]) -> tuple[Detections, ...]:
-    """Of each image, every row above a score of 0."""
-    detector = Detector.from_session(session)
-    return tuple(detector.predict([image], threshold=0.0)[0] for image in images)
 
 
 def _document(images: CalibrationSet, annotations: Path, task: Task) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 TFLite's custom for files that travel with a model is a ZIP archive appended to it: interpreters
 read the model's own bytes, which come first, and every ZIP reader finds the archive at the end.
 Ours holds `rfdetr_edge.json`, not compressed. The sidecar `<artifact>.json` is for programs that
-read no ZIP, and for a file whose archive was lost on the way through another tool.
+read no ZIP, and for a file whose archive was lost on the way through another tool. A TensorRT
+engine has a sidecar alone (`rfdetr_edge.engine_record`).
 """
 
 import io

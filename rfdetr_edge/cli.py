@@ -123,6 +123,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of one run")
     parser.add_argument(
+        "--device-preprocess", action="store_true", help="preprocess on the GPU (.engine alone)"
+    )
+    parser.add_argument(
         "--class-layout",
         choices=LAYOUTS,
         help="what the class slots mean, for an artifact that does not say so",
@@ -142,6 +145,7 @@ def _open_detector(path: Path, arguments: argparse.Namespace) -> Detector:
         threads=arguments.threads,
         class_layout=arguments.class_layout,
         class_names=arguments.classes,
+        device_preprocess=arguments.device_preprocess,
     )
 
 

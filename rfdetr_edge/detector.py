@@ -8,7 +8,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr_edge.backends import Session, fitting_tuning, open_session
+from rfdetr_edge.backends import (
+    ImageRun,
+    Session,
+    fitting_tuning,
+    open_image_session,
+    open_session,
+)
 from rfdetr_edge.binding import bind
 from rfdetr_edge.classes import Layout
 from rfdetr_edge.detections import Detections
@@ -37,10 +43,15 @@ class Detector:
         ones, "background-first", "contiguous". Such a file gets the antialiased resize with which
         the published accuracy was measured.
     class_names: the foreground classes in order, to name or rename them.
+    device_preprocess: images go to the GPU as bytes and are preprocessed there, for `.engine`
+        artifacts alone; float images are then refused. Opening takes the CUDA toolkit's nvcc.
 
     Raises ArtifactError, MetadataError, BackendError, BackendUnavailable or InputError; each says
     what to do next.
     """
+
+    # what preprocesses and runs images, where the device does both
+    _image_run: ImageRun | None = None
 
     def __init__(
         self,
@@ -51,7 +62,17 @@ class Detector:
         threads: int | None = None,
         class_layout: Layout | None = None,
         class_names: Sequence[str] | None = None,
+        device_preprocess: bool = False,
     ) -> None:
+        if device_preprocess:
+            capable = open_image_session(path, backend, provider)
+            self._bind(capable, class_layout, class_names)
+            try:
+                self._image_run = capable.image_run(self.metadata.input)
+            except RFDETREdgeError:
+                capable.close()
+                raise
+            return
         tuning = fitting_tuning(path, backend, provider) if threads is None else None
         session = open_session(path, backend, provider, threads, tuning)
         self._bind(session, class_layout, class_names)
@@ -111,8 +132,7 @@ class Detector:
 
     def warm_up(self) -> None:
         """One run on an empty image: the first run of most backends is slower than all others."""
-        size = self.batch_size or 1
-        self._run(np.zeros((size, 3, *self.resolution), np.float32))
+        self._outputs([np.zeros((*self.resolution, 3), np.uint8)] * (self.batch_size or 1))
 
     @overload
     def predict(
@@ -196,12 +216,7 @@ class Detector:
             yield from self._predict_chunk(arrays, threshold)
 
     def _predict_chunk(self, images: list[NDArray[Any]], threshold: float) -> list[Detections]:
-        """One run; a last chunk smaller than a fixed batch is filled up with zeros."""
-        tensor = preprocess_batch(images, self.metadata.input)
-        missing = (self.batch_size or len(images)) - len(images)
-        if missing:
-            tensor = np.concatenate([tensor, np.zeros((missing, *tensor.shape[1:]), np.float32)])
-        outputs = self._run(tensor)
+        outputs = self._outputs(images)
         return postprocess(
             outputs.of(slice(len(images))),
             source_sizes=[image.shape[:2] for image in images],
@@ -211,8 +226,17 @@ class Detector:
             schema=self.metadata.keypoints,
         )
 
-    def _run(self, tensor: NDArray[np.float32]) -> RawOutputs:
-        outputs = self._binding.raw_outputs(self._session.run({self._binding.input_name: tensor}))
+    def _run_tensor(self, images: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Preprocessed here. Fewer images than a fixed batch are filled up with zeros."""
+        tensor = preprocess_batch(images, self.metadata.input)
+        missing = (self.batch_size or len(images)) - len(images)
+        if missing:
+            tensor = np.concatenate([tensor, np.zeros((missing, *tensor.shape[1:]), np.float32)])
+        return self._session.run({self._binding.input_name: tensor})
+
+    def _outputs(self, images: Sequence[NDArray[Any]]) -> RawOutputs:
+        run = self._image_run or self._run_tensor
+        outputs = self._binding.raw_outputs(run(images))
         if not outputs.are_numbers():
             raise BackendError(
                 f"the artifact gave NaN or infinity on {self.provider}: it is broken, or its "

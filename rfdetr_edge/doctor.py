@@ -24,6 +24,7 @@ from rfdetr_edge import demo
 from rfdetr_edge.commands import EXTRAS
 from rfdetr_edge.cuda.driver import probe_driver
 from rfdetr_edge.detector import Detector
+from rfdetr_edge.engine_record import MODULES
 from rfdetr_edge.errors import ArtifactError, BackendUnavailable, RFDETREdgeError
 
 Level = Literal["ok", "absent", "wrong"]
@@ -63,10 +64,12 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything worth knowing about this installation; nothing is changed."""
     installed = _installed()
+    # what runs an artifact: that one of the two is missing is no fault where the other is there
+    engines = any(map(_is_there, MODULES.values()))
     return [
         Finding("ok", "Python", f"{platform.python_version()} on {platform.platform()}"),
         Finding("ok", "NumPy", np.__version__),
-        _onnxruntime(installed),
+        _onnxruntime(installed, needed=not engines),
         *doubled_distributions("ONNX Runtime", ONNXRUNTIME, installed),
         *hidden_copies("ONNX Runtime", "onnxruntime", ONNXRUNTIME, sys.path, installed),
         _opencv(installed),
@@ -74,7 +77,7 @@ def examine() -> list[Finding]:
         *hidden_copies("OpenCV", "cv2", OPENCV, sys.path, installed),
         *_extras(),
         *_tensorrt(),
-        _embedded(),
+        _embedded(needed=not engines),
     ]
 
 
@@ -167,7 +170,10 @@ def _import(
     return library
 
 
-def _onnxruntime(installed: Mapping[Path, Collection[str]]) -> Finding:
+def _onnxruntime(installed: Mapping[Path, Collection[str]], *, needed: bool) -> Finding:
+    if not needed and not _is_there("onnxruntime"):
+        fix = "pip install --no-deps onnxruntime, where .onnx artifacts shall run"
+        return Finding("absent", "ONNX Runtime", "not installed; TensorRT runs engines", fix)
     module = _import("onnxruntime", "ONNX Runtime", ONNXRUNTIME, installed)
     if isinstance(module, Finding):
         return module
@@ -217,7 +223,7 @@ def _tensorrt() -> list[Finding]:
     for subject, modules, fix in (
         (
             "TensorRT",
-            ("tensorrt", "tensorrt_rtx"),
+            tuple(MODULES.values()),
             "JetPack and NVIDIA's packages bring it: make the venv with --system-site-packages, ",
         ),
         ("extra tensorrt", ("pycuda", "cuda.bindings"), "pip install 'rfdetr-edge[tensorrt]', "),
@@ -248,7 +254,9 @@ def _versioned(module: str) -> str:
         return distribution
 
 
-def _embedded() -> Finding:
+def _embedded(*, needed: bool) -> Finding:
+    if not needed and not _is_there("onnxruntime"):
+        return Finding("absent", "embedded model", "needs ONNX Runtime")
     try:
         photo = demo.photo_paths()[0]
         with Detector(demo.model_path()) as detector:

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from rfdetr_edge.associated import sidecar_path, write_sidecar
 from rfdetr_edge.errors import ArtifactError, MetadataError
-from rfdetr_edge.files import replacing
 from rfdetr_edge.metadata import Precision
 
 Family = Literal["tensorrt", "tensorrt-rtx"]
@@ -46,6 +46,7 @@ class EngineRecord:
     requested: the precision asked for. inspected: data type -> layers that give it, as the engine
         inspector of TensorRT says; None where there was no GPU to load the engine.
     batch: smallest, best and largest number of images of a run; equal for a fixed one.
+    build_seconds: None for an engine that trtexec built.
     metadata: JSON text of `ModelMetadata`, None for an engine of a foreign ONNX file.
     """
 
@@ -60,13 +61,8 @@ class EngineRecord:
     requested: Precision
     inspected: Mapping[str, int] | None
     batch: tuple[int, int, int]
-    build_seconds: float
+    build_seconds: float | None
     metadata: str | None
-
-
-def record_path(engine: Path) -> Path:
-    """Where the document beside an engine lies."""
-    return engine.with_name(f"{engine.name}.json")
 
 
 def write_record(engine: Path, record: EngineRecord) -> None:
@@ -74,8 +70,7 @@ def write_record(engine: Path, record: EngineRecord) -> None:
     document = {"schema": _SCHEMA, **asdict(record)}
     if record.metadata is not None:
         document["metadata"] = json.loads(record.metadata)
-    with replacing(record_path(engine)) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", "utf-8")
+    write_sidecar(engine, json.dumps(document, indent=1, allow_nan=False))
 
 
 def read_record(engine: Path) -> EngineRecord:
@@ -84,11 +79,11 @@ def read_record(engine: Path) -> EngineRecord:
     Raises ArtifactError where there is none, MetadataError that names the field for one that is
     damaged or of a newer schema.
     """
-    path = record_path(engine)
+    path = sidecar_path(engine)
     if not path.is_file():
         raise ArtifactError(
             f"{path} is missing, which says what {engine.name} was built for; copy it along with "
-            f"the engine, or {_REMEDY}"
+            f"the engine, {_REMEDY}, or add --adopt to that for an engine that trtexec built"
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -97,6 +92,15 @@ def read_record(engine: Path) -> EngineRecord:
     if not isinstance(document, dict):
         raise MetadataError(f"{path} holds no JSON object; {_REMEDY}")
     return _Fields(path, document).record()
+
+
+def check_bytes(engine: Path, record: EngineRecord, sha256: str) -> None:
+    """sha256: of the engine's bytes. Raises ArtifactError unless the record is of these."""
+    if sha256 != record.engine_sha256:
+        raise ArtifactError(
+            f"{engine} is not the engine that its .json describes, or was damaged on the way; copy "
+            "both again, or build it again with rfdetr-edge export"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ class _Fields:
             requested=self._choice("requested", get_args(Precision)),
             inspected=self._inspected(),
             batch=self._batch(),
-            build_seconds=float(self._number("build_seconds", (int, float))),
+            build_seconds=self._seconds(),
             metadata=None if metadata is None else json.dumps(metadata),
         )
 
@@ -152,6 +156,11 @@ class _Fields:
         )
         smallest, best, largest = self.document["batch"]
         return smallest, best, largest
+
+    def _seconds(self) -> float | None:
+        if self.document.get("build_seconds") is None:
+            return None
+        return float(self._number("build_seconds", (int, float)))
 
     def _text(self, name: str) -> str:
         value = self._text_or_none(name)

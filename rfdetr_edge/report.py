@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rfdetr_edge.backends import TensorSpec, open_session
+from rfdetr_edge.backends import BACKENDS, TensorSpec, open_session
 from rfdetr_edge.detections import Detections
+from rfdetr_edge.engine_record import check_bytes, read_record
 from rfdetr_edge.files import file_sha256
 from rfdetr_edge.metadata import parse_metadata
 from rfdetr_edge.pipeline import Tally
@@ -73,23 +74,48 @@ def precision_json(results: Mapping["Kind", "AveragePrecision"], sweep: "F1Sweep
 def describe_artifact(path: Path) -> dict[str, Any]:
     """What `info --json` prints: file, bytes, sha256, provider, inputs, outputs, metadata.
 
-    metadata: the artifact's own document, None without one. Raises MetadataError for one that
-    cannot be read, and whatever loading the artifact raises.
+    metadata: the artifact's own document, None without one. An engine is not loaded, so that this
+    needs neither a GPU nor TensorRT: inputs and outputs are None, and "engine" has what its record
+    says beside. Raises MetadataError for a document that cannot be read, ArtifactError for an
+    engine that is not that of its record, and whatever loading another artifact raises.
     """
+    if path.suffix.lower() == BACKENDS["tensorrt"].suffix:
+        return _describe_engine(path)
     session = open_session(path)
     try:
-        text = session.metadata_json
         return {
-            "file": str(path),
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
+            **_file(path),
             "provider": session.provider,
             "inputs": [_tensor(spec) for spec in session.inputs],
             "outputs": [_tensor(spec) for spec in session.outputs],
-            "metadata": None if text is None else json.loads(parse_metadata(text).to_json()),
+            "metadata": _document(session.metadata_json),
         }
     finally:
         session.close()
+
+
+def _describe_engine(path: Path) -> dict[str, Any]:
+    record, file = read_record(path), _file(path)
+    check_bytes(path, record, file["sha256"])
+    said = asdict(record)
+    document = _document(said.pop("metadata"))
+    del said["engine_sha256"]
+    return {
+        **file,
+        "provider": record.family,
+        "inputs": None,
+        "outputs": None,
+        "engine": said,
+        "metadata": document,
+    }
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"file": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _document(text: str | None) -> Any:
+    return None if text is None else json.loads(parse_metadata(text).to_json())
 
 
 def artifact_text(description: dict[str, Any]) -> str:
@@ -98,8 +124,9 @@ def artifact_text(description: dict[str, Any]) -> str:
         ("file", f"{description['file']} ({description['bytes'] / 1e6:.1f} MB)"),
         ("sha256", description["sha256"]),
         ("provider", description["provider"]),
-        *(("input", _tensor_text(tensor)) for tensor in description["inputs"]),
-        *(("output", _tensor_text(tensor)) for tensor in description["outputs"]),
+        *(("input", _tensor_text(tensor)) for tensor in description["inputs"] or ()),
+        *(("output", _tensor_text(tensor)) for tensor in description["outputs"] or ()),
+        *_engine_rows(description.get("engine", {})),
     ]
     document = description["metadata"]
     if document is None:
@@ -119,6 +146,28 @@ def findings_text(findings: Sequence["Finding"]) -> str:
     wrong = sum(finding.level == "wrong" for finding in findings)
     lines.append(f"{_count(wrong, 'problem')} found" if wrong else "all is well")
     return "\n".join(lines)
+
+
+def _engine_rows(said: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the record of an engine says; nothing for another artifact."""
+    if not said:
+        return []
+    target = "any GPU" if said["sm"] is None else f"sm_{said['sm']} ({said['gpu'] or 'unnamed'})"
+    built = f"{said['family']} {said['version']}" + "".join(
+        f", {name} {said[key]}"
+        for name, key in (("CUDA", "cuda"), ("driver", "driver"))
+        if said[key]
+    )
+    layers = said["inspected"] or {}
+    counts = ", ".join(f"{count} {kind}" for kind, count in layers.items())
+    smallest, best, largest = said["batch"]
+    took = "" if said["build_seconds"] is None else f" in {said['build_seconds']:.0f} s"
+    return [
+        ("runs on", f"{target} with {built}"),
+        ("batch", f"{best}" if smallest == largest else f"{smallest} to {largest}, best {best}"),
+        ("precision", f"{said['requested']} asked for; layers: {counts or 'not inspected'}"),
+        ("built", f"of ONNX {said['onnx_sha256']}{took}"),
+    ]
 
 
 def _metadata_rows(document: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """Walks through every member of a `CudaBackend` with fake_libcuda.c in the driver's place.
 
-A program of its own, since that library stays in a process: `cuda_walk.py MODULE CLASS`.
+A program of its own, since that library stays in a process: `cuda_walk.py MODULE`.
 """
 
 import ctypes
@@ -57,12 +57,12 @@ def refused(cuda: CudaBackend) -> None:
         cuda.stream()  # outside of activated()
 
 
-def walk(module: str, name: str) -> None:
+def walk(module: str) -> None:
     """All of it, on this thread, nested, and on others."""
     fake = ctypes.CDLL("libcuda.so.1")
     assert probe_driver() == Driver("12.6", (Gpu("Fake 0", "87", integrated=True),))
-    opened = vars(importlib.import_module(module))[name]
-    cuda, other = opened(), opened()
+    adapter = importlib.import_module(module)
+    cuda, other = adapter.open_cuda(), adapter.open_cuda()
     round_trip(cuda, 1.5)
     with cuda.activated(), cuda.activated():
         round_trip(other, 2.0)

@@ -2,13 +2,15 @@
 
 import argparse
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
+from exporters.common_cli import refuse
 from rfdetr_edge.engine_record import Family
-from rfdetr_edge.errors import InputError
+from rfdetr_edge.errors import BackendUnavailable, InputError
 
-OPTIONS = ("workspace", "timing_cache", "dialect", "print_trtexec")
+OPTIONS = ("workspace", "timing_cache", "dialect", "print_trtexec", "adopt")
 """Of engines alone; each is None where it is not given."""
 
 
@@ -30,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keeps what was timed, so that the next build on this GPU is faster",
     )
     group.add_argument(
+        "--adopt",
+        action="store_true",
+        default=None,
+        help="build nothing: -o is an engine that trtexec built of this .onnx; compare it and "
+        "write its record",
+    )
+    group.add_argument(
         "--print-trtexec",
         action="store_true",
         default=None,
@@ -44,13 +53,18 @@ def export_engine(
 
     make_onnx: writes an artifact for the same arguments with --format onnx, and says how it went.
     """
+    if arguments.source.suffix.lower() == ".onnx" and find_spec("onnx") is None:
+        raise BackendUnavailable("onnx is not installed: pip install 'rfdetr-edge[engine]'")
     from exporters.trt.build import check_options
     from exporters.trt.device import device
     from exporters.trt.dialect import Choice, installed
-    from exporters.trt.engine import export_engine, look, read_source
+    from exporters.trt.engine import adopt_engine, export_engine
     from exporters.trt.options import EngineOptions
-    from exporters.trt.trtexec import commands
+    from exporters.trt.source import look, read_source
+    from exporters.trt.trtexec import commands, follow_up
 
+    if arguments.adopt:
+        _check_adoption(arguments)
     sizes, printing = arguments.batch, arguments.print_trtexec
     if sizes == "dynamic":
         raise InputError("an engine is built for a range of batches: say --batch min,opt,max")
@@ -69,6 +83,11 @@ def export_engine(
     precision = arguments.precision or (source.precision if source else "fp32")
     if source is not None and source.precision == precision:
         _refuse_lowering(arguments, precision)
+    elif source is not None and arguments.adopt:
+        raise InputError(
+            f"{source.path} is {source.precision}; --adopt takes the .onnx that the engine was "
+            "built of"
+        )
     elif source is not None and precision == "fp32":
         raise InputError(
             f"{source.path} is {source.precision}; give the FP32 artifact it was made from, or "
@@ -81,10 +100,12 @@ def export_engine(
         lines.append(f"{made}: {make_onnx(_for_onnx(arguments, precision, made))}")
         source = read_source(made)
     if tensorrt is None:
-        look(source, precision, arguments.images)
-        return commands(source.path, arguments.output, source.image, options, dialect)
+        look(source, precision, arguments.images, verified=not arguments.no_verify)
+        printed = commands(source.path, arguments.output, source.image, options, dialect)
+        return f"{printed}\n{follow_up(source.path, arguments.output, options, dialect)}"
     verified = not arguments.no_verify
-    seen = export_engine(
+    make = adopt_engine if arguments.adopt else export_engine
+    seen = make(
         source,
         arguments.output,
         tensorrt,
@@ -94,6 +115,15 @@ def export_engine(
         verified=verified,
     )
     return "\n".join([*lines, f"{arguments.output}: {seen}"])
+
+
+def _check_adoption(arguments: argparse.Namespace) -> None:
+    why = "building an engine; --adopt takes one that is there"
+    refuse(arguments, "workspace", "timing_cache", "print_trtexec", why=why)
+    if arguments.source.suffix.lower() != ".onnx":
+        raise InputError(f"{arguments.source} is no .onnx; --adopt takes that of the engine")
+    if not arguments.output.is_file():
+        raise InputError(f"{arguments.output} is not there; build it with trtexec first")
 
 
 def _refuse_lowering(arguments: argparse.Namespace, precision: str) -> None:

@@ -1,12 +1,14 @@
-"""What differs between the TensorRT versions that build our engines; no other file knows it.
+"""What differs between the TensorRT versions in how they build our engines, as values.
 
-Precision is no difference: it stands in the ONNX graph, and every network is strongly typed, which
-10.x does when told and 11 always. What 11 removed (flags for FP16 and INT8, calibrators) is touched
-nowhere, and the members that are touched exist in every version listed here, which a test holds
-against their names in `tests/tensorrt_members`.
+Only the words of their inspectors differ besides, which `exporters.trt.inspector` reads. Precision
+is no difference: it stands in the ONNX graph, and every network is strongly typed, which 10.x does
+when told and 11 always. What 11 removed (flags for FP16 and INT8, calibrators) is touched nowhere,
+and the members that are touched exist in every version listed here, which a test holds against
+their names in `tests/tensorrt_members`.
 """
 
 import importlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from rfdetr_edge.engine_record import MODULES, Family
 from rfdetr_edge.errors import BackendError, BackendUnavailable
 
 Choice = Literal["auto", Family]
-"""Whose engine is wanted; "auto": of the TensorRT that is installed, rather than of the RTX one."""
+"""Whose engine is wanted; "auto": of the TensorRT that can be used, rather than of the RTX one."""
 _Version = tuple[int, int]
 
 
@@ -80,6 +82,12 @@ _LACKS: Mapping[_Version, str] = {
     "typed networks",
     (10, 3): "what of it is used was never held against its API",
 }
+_REINSTALL: Mapping[Family, str] = {
+    "tensorrt": "install all of TensorRT again, in one version, from JetPack or NVIDIA's packages",
+    "tensorrt-rtx": "pip install --force-reinstall tensorrt-rtx",
+}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +106,24 @@ class Installed:
 def installed(choice: Choice = "auto") -> Installed:
     """Imports TensorRT.
 
-    Raises BackendUnavailable where it is not installed or does not load, BackendError for a version
-    that is no dialect's.
+    "auto" passes over one that is there and cannot be used, with a warning, where the next one can.
+    Raises BackendUnavailable where none is installed or loads, BackendError for a version that is
+    no dialect's.
     """
     families: tuple[Family, ...] = get_args(Family) if choice == "auto" else (choice,)
+    refusals = []
     for family in families:
-        name = MODULES[family]
         try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise BackendUnavailable(f"{name} is installed in pieces: {error}") from error
+            found = _import(family)
+        except BackendError as error:
+            refusals.append(error)
             continue
-        except (ImportError, OSError) as error:  # its libraries, or what they link to
-            raise BackendUnavailable(f"{name} does not load: {error}") from error
-        return Installed(module, dialect_of(family, module.__version__), module.__version__)
+        if found is not None:
+            for refusal in refusals:
+                logger.warning("%s is used: %s", found, refusal)
+            return found
+    if refusals:
+        raise refusals[0]
     raise BackendUnavailable(
         f"{' or '.join(MODULES[family] for family in families)} is not installed: TensorRT comes "
         "with JetPack or the system (a virtual environment sees it with --system-site-packages); "
@@ -120,11 +131,28 @@ def installed(choice: Choice = "auto") -> Installed:
     )
 
 
+def _import(family: Family) -> Installed | None:
+    """None where it is not installed."""
+    name, remedy = MODULES[family], _REINSTALL[family]
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return None
+        raise BackendUnavailable(f"{name} is installed in pieces ({error}): {remedy}") from error
+    except (ImportError, OSError) as error:  # its libraries, or what they link to
+        raise BackendUnavailable(f"{name} does not load ({error}): {remedy}") from error
+    return Installed(module, dialect_of(family, module.__version__), module.__version__)
+
+
 def dialect_of(family: Family, version: str) -> Dialect:
     """The row of a version. Raises BackendError for one that is too old, or newer than known."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None:
-        raise BackendError(f"{family} says its version is {version!r}, which cannot be understood")
+        raise BackendError(
+            f"{family} says its version is {version!r}, which cannot be understood: "
+            f"{_REINSTALL[family]}"
+        )
     found = int(numbers[1]), int(numbers[2])
     rows = [row for row in DIALECTS if row.family == family]
     for row in rows:
@@ -140,5 +168,9 @@ def dialect_of(family: Family, version: str) -> Dialect:
     reason = reasons[0] if family == "tensorrt" else "it was never tried"
     raise BackendError(
         f"{family} {version} is too old: {reason}; use {oldest} or newer"
-        + (" (JetPack 6.1 has 10.3), or run the .onnx artifact" if family == "tensorrt" else "")
+        + (
+            " (JetPack 6.1 has 10.3), or run the .onnx artifact"
+            if family == "tensorrt"
+            else ": pip install --upgrade tensorrt-rtx"
+        )
     )

@@ -22,15 +22,23 @@ PRECISIONS: Mapping[str, Precision] = {"Float": "fp32", "Half": "fp16", "Int8": 
 """Of the data types that are told apart."""
 
 
-def inspect(tensorrt: Installed, plan: Any) -> Mapping[str, int]:
+def inspect(
+    tensorrt: Installed, plan: Any, image: tuple[str, tuple[int, ...]] | None = None
+) -> Mapping[str, int]:
     """Loads a built engine and counts its layers by what their first output is.
 
+    image: name of the input and a shape that it may have, for an engine of an open batch, which
+        tells no data types without it.
     Raises BackendError where it cannot be loaded.
     """
     module = tensorrt.module
     runtime = constructed(module, module.Runtime, listener(module))
     engine = checked(module, runtime.deserialize_cuda_engine(plan), "load the engine it built")
     inspector = checked(module, engine.create_engine_inspector(), "inspect the engine")
+    if image is not None:
+        context = checked(module, engine.create_execution_context(), "run the engine it built")
+        checked(module, context.set_input_shape(*image), f"run the engine it built for {image}")
+        inspector.execution_context = context
     report = inspector.get_engine_information(module.LayerInformationFormat.JSON)
     return layer_types(checked(module, report or None, "describe the engine"))
 

@@ -1,4 +1,4 @@
-"""An ONNX file as a network of TensorRT: parsed, and asked what its products compute in."""
+"""An ONNX file as a network of TensorRT: parsed, and asked what its layers compute in and give."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from rfdetr_edge.errors import BackendError
 from rfdetr_edge.metadata import Precision
 
 _FLOATS: Mapping[str, Precision] = {"FLOAT": "fp32", "HALF": "fp16"}
+_TYPES: Mapping[str, Precision] = {**_FLOATS, "INT8": "int8"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +76,17 @@ def products(module: Any, network: Any) -> Mapping[Precision, int]:
         elif (kind := _FLOATS.get(layer.get_output_type(0).name)) is not None:
             kinds[kind] += 1
     return kinds
+
+
+def outputs(module: Any, network: Any) -> Mapping[Precision, int]:
+    """How many layers of a strongly typed network give what, by their first output.
+
+    Without constants and changes of shape, of which nothing is left in an engine.
+    """
+    gone = (module.LayerType.CONSTANT, module.LayerType.SHUFFLE)
+    layers = [network.get_layer(number) for number in range(network.num_layers)]
+    names = [layer.get_output_type(0).name for layer in layers if layer.type not in gone]
+    return Counter(_TYPES[name] for name in names if name in _TYPES)
 
 
 def _source(module: Any, makers: Mapping[str, Any], tensor: Any) -> Any:

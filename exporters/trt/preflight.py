@@ -4,6 +4,7 @@ Errors would end in an engine that cannot be built or fed, or that gives wrong r
 names what has gone wrong elsewhere.
 """
 
+import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import get_args
@@ -13,7 +14,6 @@ import onnx
 from numpy.typing import NDArray
 
 from exporters.inspection import inspected
-from exporters.onnx_precision.overflow import overflows
 from rfdetr_edge.metadata import Precision, Uncalibrated
 
 _FLOAT = onnx.TensorProto.FLOAT
@@ -52,7 +52,8 @@ def preflight(
         warnings.append(
             f"opset {opset} has no layer norm of its own; export with {_WHOLE_NORMS} or newer"
         )
-    if precision == "fp16" and not errors and (nodes := overflows(model, tensors)):
+    shown = list(tensors) if precision == "fp16" and not errors else []
+    if shown and (nodes := _overflows(model, shown)):
         errors.append(
             f"half precision overflows in {len(nodes)} nodes, first in {nodes[0]}; make the "
             "artifact again with --precision fp16 and --images like those that it will see"
@@ -61,6 +62,14 @@ def preflight(
         *(Finding(text, is_error=True) for text in errors),
         *(Finding(text, is_error=False) for text in warnings),
     ]
+
+
+def _overflows(model: onnx.ModelProto, tensors: Iterable[NDArray[np.float32]]) -> list[str]:
+    """Imported when it is wanted: it takes ONNX Runtime, which a device need not have."""
+    found: list[str] = importlib.import_module("exporters.onnx_precision.overflow").overflows(
+        model, tensors
+    )
+    return found
 
 
 def _inputs(model: onnx.ModelProto) -> Iterator[str]:

@@ -40,6 +40,19 @@ def commands(
     return "\n".join(lines)
 
 
+def follow_up(source: Path, output: Path, options: EngineOptions, choice: Choice = "auto") -> str:
+    """What makes the record of an engine that a command of `commands` built."""
+    words = ["rfdetr-edge", "export", str(source), "-o", str(output), "--format", "engine"]
+    if options.batch is not None:
+        words += ["--batch", ",".join(map(str, options.batch))]
+    if choice != "auto":
+        words += ["--dialect", choice]
+    return (
+        "# then its record, without which rfdetr-edge does not run it; on the GPU that it was built"
+        f" for,\n# with TensorRT's Python module\n{shlex.join([*words, '--adopt'])}"
+    )
+
+
 def _shapes(name: str, rest: tuple[int, ...], batch: Batch) -> list[str]:
     return [
         f"--{which}Shapes={name}:{'x'.join(map(str, (size, *rest)))}"

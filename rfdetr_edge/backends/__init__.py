@@ -1,4 +1,5 @@
-"""Executors of artifacts behind one small protocol. Knows nothing of images, classes or boxes.
+"""Executors of artifacts behind one small protocol. Knows nothing of classes or boxes, and of
+images what `ImageSession` needs.
 
 A new backend is one module with `open_session(path, *, provider, tuning) -> Session` and
 `fitting_tuning(path, *, provider) -> Tuning | None`, one row in `BACKENDS`, one line in the
@@ -7,17 +8,21 @@ contract suite's parameter list, and one extra.
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
+from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.tuning import Tuning, tuning_path
+
+ImageRun: TypeAlias = Callable[[Sequence[NDArray[Any]]], dict[str, NDArray[Any]]]
+"""Images of any sizes, (h, w, 3) RGB of uint8, to output name -> array, one row for each image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +68,24 @@ class Session(Protocol):
         """Gives memory back; a second call does nothing."""
 
 
+class ImageSession(Session, Protocol):
+    """A session whose device makes the input tensor too."""
+
+    def image_run(self, spec: InputSpec) -> ImageRun:
+        """Prepares the device to preprocess as `spec` says, and gives what runs images so.
+
+        That raises what `run` raises, and InputError for other kinds of images. Raises
+        BackendUnavailable without what the preparation takes, BackendError where it fails.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A row of the backend table.
 
     module: imported when the backend is used, and only then.
     library: what that module imports and `extra` installs.
+    takes_images: whether its sessions are `ImageSession`s.
     proving: providers on which an artifact is proven before it is handed out, the usual one first;
         None is the backend's best.
     """
@@ -77,20 +94,25 @@ class Backend:
     library: str
     extra: str
     suffix: str
+    takes_images: bool = False
     proving: tuple[str | None, ...] = (None,)
 
 
 BACKENDS = MappingProxyType(
     {
-        "onnxrt": Backend("rfdetr_edge.backends.onnxrt", "onnxruntime", "onnx", ".onnx", ("cpu",)),
+        "onnxrt": Backend(
+            "rfdetr_edge.backends.onnxrt", "onnxruntime", "onnx", ".onnx", proving=("cpu",)
+        ),
         "litert": Backend(
             "rfdetr_edge.backends.litert",
             "ai_edge_litert",
             "tflite",
             ".tflite",
-            ("xnnpack", "reference"),
+            proving=("xnnpack", "reference"),
         ),
-        "tensorrt": Backend("rfdetr_edge.backends.tensorrt", "tensorrt", "tensorrt", ".engine"),
+        "tensorrt": Backend(
+            "rfdetr_edge.backends.tensorrt", "tensorrt", "tensorrt", ".engine", takes_images=True
+        ),
     }
 )
 
@@ -116,13 +138,27 @@ def open_session(
     settings = tuning or Tuning()
     if threads is not None:
         settings = replace(settings, threads=threads)
+    session: Session = _opened(artifact, _row(artifact, backend), provider, settings)
+    return session
+
+
+def open_image_session(
+    path: str | os.PathLike[str], backend: str | None = None, provider: str | None = None
+) -> ImageSession:
+    """Loads an artifact that shall be fed with images.
+
+    Arguments and errors: as of `open_session`; InputError too for a backend that takes tensors
+    alone.
+    """
+    artifact = Path(path)
     row = _row(artifact, backend)
-    if not artifact.is_file():
-        problem = "is a folder" if artifact.is_dir() else "does not exist"
-        raise ArtifactError(
-            f"the artifact {artifact} {problem}; give the path of a {row.suffix} file"
+    if not row.takes_images:
+        able = ", ".join(row.suffix for row in BACKENDS.values() if row.takes_images)
+        raise InputError(
+            f"{row.suffix} artifacts such as {artifact} are preprocessed on the CPU alone; leave "
+            f"device_preprocess (--device-preprocess) out, or give an artifact of {able}"
         )
-    session: Session = _module(row).open_session(artifact, provider=provider, tuning=settings)
+    session: ImageSession = _opened(artifact, row, provider, Tuning())
     return session
 
 
@@ -165,6 +201,15 @@ def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]
         )
         if not fits or array.dtype != spec.dtype:
             raise BackendError(f"the artifact takes {spec}; it was fed {array.dtype} {array.shape}")
+
+
+def _opened(artifact: Path, row: Backend, provider: str | None, tuning: Tuning) -> Any:
+    if not artifact.is_file():
+        problem = "is a folder" if artifact.is_dir() else "does not exist"
+        raise ArtifactError(
+            f"the artifact {artifact} {problem}; give the path of a {row.suffix} file"
+        )
+    return _module(row).open_session(artifact, provider=provider, tuning=tuning)
 
 
 def _row(artifact: Path, backend: str | None) -> Backend:

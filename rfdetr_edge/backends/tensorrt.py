@@ -7,10 +7,9 @@ once: a second thread fills its slot, or reads its results, while the GPU works 
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from math import prod
+from functools import partial
 from pathlib import Path
 from threading import Condition, Lock
 from types import MappingProxyType
@@ -20,13 +19,16 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr_edge.backends import TensorSpec, check_feeds
+from rfdetr_edge.backends import ImageRun, check_feeds
 from rfdetr_edge.backends.tensorrt_engine import Engine
+from rfdetr_edge.backends.tensorrt_slot import Slot, image_shape, make_slot
 from rfdetr_edge.cuda.choice import open_cuda
 from rfdetr_edge.cuda.driver import Driver, probe_driver
-from rfdetr_edge.cuda.protocol import CudaBackend, DeviceBuffer, Event, PinnedBuffer, Stream
-from rfdetr_edge.engine_record import MODULES, EngineRecord, Family, read_record
-from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
+from rfdetr_edge.cuda.preprocess import DevicePreprocessor, check_frame, compile_kernel
+from rfdetr_edge.cuda.protocol import CudaBackend, Stream
+from rfdetr_edge.engine_record import MODULES, EngineRecord, Family, check_bytes, read_record
+from rfdetr_edge.errors import BackendError, BackendUnavailable, InputError
+from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.tuning import Tuning
 
 _SLOTS = 2
@@ -40,41 +42,8 @@ _REMEDIES: Mapping[Family, str] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Buffer:
-    """One tensor of a slot, for the largest batch."""
-
-    spec: TensorSpec
-    host: PinnedBuffer
-    device: DeviceBuffer
-
-    def view(self, count: int) -> NDArray[Any]:
-        """The host's side as `count` images."""
-        shape = (count, *_image_shape(self.spec))
-        return self.host.array[: self.size(count)].view(self.spec.dtype).reshape(shape)
-
-    def size(self, count: int) -> int:
-        """Bytes of `count` images."""
-        return count * _image_bytes(self.spec)
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """What one run needs for itself. done: recorded behind the last copy of a run."""
-
-    inputs: tuple[_Buffer, ...]
-    outputs: tuple[_Buffer, ...]
-    done: Event
-
-    @property
-    def addresses(self) -> dict[str, int]:
-        """Name of a tensor -> where the GPU has it."""
-        buffers = (*self.inputs, *self.outputs)
-        return {buffer.spec.name: buffer.device.address for buffer in buffers}
-
-
 class TensorRtSession:
-    """An engine on the first GPU; see `backends.Session`.
+    """An engine on the first GPU; see `backends.ImageSession`.
 
     Threads may share it: two runs are under way at a time, and others wait. A batch beyond the
     engine's largest is run in parts, one below its smallest is filled up with zeros.
@@ -88,14 +57,18 @@ class TensorRtSession:
         self._changed = Condition()
         self._closed = False
         self._order = Lock()
-        made = ExitStack()  # gives back what was made, the last first
+        made = self._made = ExitStack()  # gives back what was made, the last first
         try:
             with cuda.activated():
                 self._engine = Engine(trt, plan, name)
                 made.callback(self._engine.close)
+                _, largest = self._engine.batch
                 self._stream: Stream = cuda.stream()
                 made.callback(self._stream.close)
-                self._free = [_make_slot(cuda, self._engine, made) for _ in range(_SLOTS)]
+                self._free = [
+                    make_slot(cuda, self._engine.inputs, self._engine.outputs, largest, made)
+                    for _ in range(_SLOTS)
+                ]
         except BaseException:
             _release(cuda, made)
             raise
@@ -113,16 +86,35 @@ class TensorRtSession:
         if len(counts) != 1 or 0 in counts:
             raise BackendError(f"one or more images a run, of each input as many; fed: {counts}")
         (count,) = counts
-        _, largest = self._engine.batch
-        parts = [
-            self._run_part({name: array[first : first + largest] for name, array in feeds.items()})
-            for first in range(0, count, largest)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return {
-            spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs
-        }
+        return self._joined(
+            self._run_tensors({name: array[part] for name, array in feeds.items()})
+            for part in self._parts(count)
+        )
+
+    def image_run(self, spec: InputSpec) -> ImageRun:
+        """See `backends.ImageSession.image_run`; nvcc compiles what preprocesses."""
+        wanted = (3, *spec.resolution)
+        fits = [t.dtype == np.float32 and image_shape(t) == wanted for t in self.inputs]
+        if fits != [True]:
+            raise BackendError(
+                f"the engine takes {', '.join(map(str, self.inputs))}, and preprocessing gives "
+                f"float32 {wanted}; leave it to the CPU, or build the engine again"
+            )
+        image = compile_kernel(probe_driver().gpus[0].sm)
+        with self._slot(), self._cuda.activated():
+            preprocessor = DevicePreprocessor(self._cuda, spec, image)
+            self._made.callback(preprocessor.close)
+
+        def run(images: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            if not images:
+                raise BackendError("one or more images a run, not none")
+            for image in images:
+                check_frame(image)
+            return self._joined(
+                self._run_images(preprocessor, images[part]) for part in self._parts(len(images))
+            )
+
+        return run
 
     def close(self) -> None:
         """Waits for runs that are under way, then gives memory back; a second call does nothing."""
@@ -132,41 +124,85 @@ class TensorRtSession:
             self._changed.wait_for(lambda: len(self._free) == _SLOTS)
         self._give_back()
 
-    def _run_part(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _parts(self, count: int) -> list[slice]:
+        """Of so many images, those of each run."""
+        _, largest = self._engine.batch
+        return [slice(first, first + largest) for first in range(0, count, largest)]
+
+    def _joined(self, runs: Iterator[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        parts = list(runs)
+        if len(parts) == 1:
+            return parts[0]
+        return {
+            spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs
+        }
+
+    def _run_tensors(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         count = len(next(iter(feeds.values())))
-        smallest, _ = self._engine.batch
-        size = max(count, smallest)
         with self._slot() as slot, self._cuda.activated():
+            size = self._size(count)
             for buffer in slot.inputs:
                 images = buffer.view(size)
                 images[:count] = feeds[buffer.spec.name]
                 images[count:] = 0
-            try:
-                with self._order:
-                    self._enqueue(slot, size)
-                slot.done.synchronize()
-            except BaseException:
-                with suppress(BackendError):  # the slot's memory must not be written any more
-                    self._stream.synchronize()
-                raise
-            return {buffer.spec.name: buffer.view(size)[:count].copy() for buffer in slot.outputs}
+            return self._execute(slot, count, partial(self._upload, slot, size))
 
-    def _enqueue(self, slot: _Slot, size: int) -> None:
-        """One thread at a time: an execution context is for one."""
+    def _run_images(
+        self, preprocessor: DevicePreprocessor, images: Sequence[NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        count = len(images)
+        with self._slot() as slot, self._cuda.activated():
+            (buffer,) = slot.inputs
+
+            def feed() -> None:
+                size = self._size(count)
+                if count < size:  # zeros everywhere, and then images over the first of them
+                    buffer.view(size).fill(0)
+                    self._upload(slot, size)
+                for index, image in enumerate(images):
+                    address = buffer.device.address + buffer.size(index)
+                    preprocessor.enqueue(image, address, self._stream)
+
+            return self._execute(slot, count, feed)
+
+    def _size(self, count: int) -> int:
+        """Images of a run that shall give `count`."""
+        smallest, _ = self._engine.batch
+        size: int = max(count, smallest)
+        return size
+
+    def _upload(self, slot: Slot, size: int) -> None:
+        for buffer in slot.inputs:
+            self._cuda.upload(buffer.device, buffer.host, buffer.size(size), self._stream)
+
+    def _execute(self, slot: Slot, count: int, feed: Callable[[], None]) -> dict[str, NDArray[Any]]:
+        """feed: puts the inputs' way to the GPU behind what the stream holds."""
+        size = self._size(count)
+        try:
+            with self._order:
+                self._enqueue(slot, size, feed)
+            slot.done.synchronize()
+        except BaseException:
+            with suppress(BackendError):  # the slot's memory must not be written any more
+                self._stream.synchronize()
+            raise
+        return {buffer.spec.name: buffer.view(size)[:count].copy() for buffer in slot.outputs}
+
+    def _enqueue(self, slot: Slot, size: int, feed: Callable[[], None]) -> None:
+        """One thread at a time: an execution context is for one, as is what preprocesses."""
         shapes = {buffer.spec.name: buffer.view(size).shape for buffer in slot.inputs}
         if not self._engine.fits(shapes):
             self._stream.synchronize()  # the other slot's run was given the shapes of before
             self._engine.reshape(shapes)
         self._engine.bind(slot.addresses)
-        for buffer in slot.inputs:
-            self._cuda.upload(buffer.device, buffer.host, buffer.size(size), self._stream)
+        feed()
         self._engine.enqueue(self._stream.handle)
         for buffer in slot.outputs:
             self._cuda.download(buffer.host, buffer.device, buffer.size(size), self._stream)
         slot.done.record(self._stream)
 
     @contextmanager
-    def _slot(self) -> Iterator[_Slot]:
+    def _slot(self) -> Iterator[Slot]:
         """A slot that no other run uses; waits for one."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._free)
@@ -198,11 +234,7 @@ def open_session(path: Path, *, provider: str | None, tuning: Tuning) -> TensorR
     trt = _module(record.family)
     _check_machine(path, record, driver, trt.__version__)
     plan = path.read_bytes()
-    if hashlib.sha256(plan).hexdigest() != record.engine_sha256:
-        raise ArtifactError(
-            f"{path} is not the engine that its .json describes, or was damaged on the way; copy "
-            "both again, or build it again with rfdetr-edge export"
-        )
+    check_bytes(path, record, hashlib.sha256(plan).hexdigest())
     return TensorRtSession(open_cuda(), trt, plan, path.name, record)
 
 
@@ -239,37 +271,9 @@ def _release_of(version: str) -> list[str]:
     return version.split(".")[:3]
 
 
-def _make_slot(cuda: CudaBackend, engine: Engine, made: ExitStack) -> _Slot:
-    """made: gets what gives each part back."""
-    _, largest = engine.batch
-
-    def buffer(spec: TensorSpec) -> _Buffer:
-        size = largest * _image_bytes(spec)
-        device = cuda.device_buffer(size)
-        made.callback(device.close)
-        host = cuda.pinned_buffer(size)
-        made.callback(host.close)
-        return _Buffer(spec, host, device)
-
-    inputs = tuple(buffer(spec) for spec in engine.inputs)
-    outputs = tuple(buffer(spec) for spec in engine.outputs)
-    done = cuda.event()
-    made.callback(done.close)
-    return _Slot(inputs, outputs, done)
-
-
 def _release(cuda: CudaBackend, made: ExitStack) -> None:
     try:
         with cuda.activated():
             made.close()
     finally:
         cuda.close()
-
-
-def _image_bytes(spec: TensorSpec) -> int:
-    return spec.dtype.itemsize * prod(_image_shape(spec))
-
-
-def _image_shape(spec: TensorSpec) -> tuple[int, ...]:
-    """Of one image, of which an engine leaves no size open."""
-    return tuple(size or 0 for size in spec.shape[1:])

@@ -1,9 +1,10 @@
 """A deserialised TensorRT engine with its one execution context, and what it says of itself.
 
-The only file of the runtime that calls TensorRT. It takes the module as a value, `tensorrt` (10.3
-or newer) or `tensorrt_rtx`, and touches only members that all of them have. TensorRT says that
-something went wrong by None or False and tells its logger why, so each answer is checked and each
-error carries what the logger heard last. Knows nothing of memory; works inside `activated()`.
+All of the runtime's calls to TensorRT but its logger's (`tensorrt_log`). It takes the module as a
+value, `tensorrt` (10.3 or newer) or `tensorrt_rtx`, and touches only members that all of them have.
+TensorRT says that something went wrong by None or False and tells its logger why, so each answer is
+checked and each error carries what the logger heard last. Knows nothing of memory; works inside
+`activated()`.
 """
 
 from collections import deque

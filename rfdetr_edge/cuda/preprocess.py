@@ -1,7 +1,7 @@
 """Preprocessing on the GPU: a frame goes up as bytes, once, and becomes the input tensor there.
 
-Equals `rfdetr_edge.preprocess` to within 1e-4 (preprocess.cu says how). No session uses it yet:
-nothing of it has run on a GPU.
+Equals `rfdetr_edge.preprocess` to within 1e-4 (preprocess.cu says how). Nothing of it has run on a
+GPU yet.
 """
 
 import shutil
@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ SOURCE = Path(__file__).with_name("preprocess.cu")
 _NAME = "preprocess"
 _TOOLKIT = "/usr/local/cuda/bin"
 _BLOCK = (32, 8, 1)
+
+Size = tuple[int, int]
 
 
 def compile_kernel(sm: str) -> bytes:
@@ -49,20 +52,35 @@ def compile_kernel(sm: str) -> bytes:
         return cubin.read_bytes()
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """What frames of one size need.
+def check_frame(image: NDArray[Any]) -> None:
+    """Raises InputError unless the kernel takes it: (h, w, 3) uint8, RGB."""
+    check_image(image)
+    if image.dtype != np.uint8:
+        raise InputError(
+            f"preprocessing on the GPU takes images of uint8, not of {image.dtype}; convert them "
+            "by (image * 255).round().astype('uint8'), or leave it to the CPU"
+        )
 
-    tables: first and weights of the rows, then of the columns, one behind the other, and at
-    `addresses` on the GPU. taps: rows and columns that a pixel of the tensor is made of.
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """What frames of one size need beside their bytes.
+
+    packed: first and weights of the rows, then of the columns, one behind the other. starts: where
+    each of the four begins in it. taps: rows and columns that a pixel of the tensor is made of.
     """
 
-    size: tuple[int, int]
+    packed: NDArray[np.uint8]
+    starts: tuple[int, ...]
+    taps: Size
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """Room for the tables and the bytes of a frame behind them, on both sides."""
+
     host: PinnedBuffer
     device: DeviceBuffer
-    tables: PinnedBuffer
-    addresses: tuple[int, int, int, int]
-    taps: tuple[int, int]
 
 
 class DevicePreprocessor:
@@ -72,10 +90,10 @@ class DevicePreprocessor:
         """image: the compiled kernel, e.g. of `compile_kernel`."""
         self._cuda = cuda
         self._spec = spec
+        self._made = ExitStack()
+        self._buffers: _Buffers | None = None
         self._kernel = cuda.kernel(image, _NAME)
         self._uploaded = cuda.event()
-        self._source: _Source | None = None
-        self._made = ExitStack()
         std = np.array(spec.std)
         scale, shift = 1 / (255 * std), np.array(spec.mean) / std
         self._colours = [np.float32(value) for value in (*scale, *shift)]
@@ -83,27 +101,29 @@ class DevicePreprocessor:
     def enqueue(self, image: NDArray[Any], address: int, stream: Stream) -> None:
         """Puts one frame's way into the tensor behind what the stream holds.
 
-        image: (h, w, 3) uint8 RGB; BGR as the view [..., ::-1]. It is copied before this returns.
-        address: of float32 (3, H, W) on the GPU. Raises InputError for another kind of image.
+        image: as `check_frame` wants it; BGR as the view [..., ::-1]. It is copied before this
+        returns. address: of float32 (3, H, W) on the GPU.
         """
-        check_image(image)
-        if image.dtype != np.uint8:
-            raise InputError(f"the GPU takes frames of uint8, not of {image.dtype}")
-        source = self._for_size(image.shape[:2], stream)
+        height, width = self._spec.resolution
+        size = image.shape[0], image.shape[1]
+        tables = _tables(size, self._spec.resolution, self._spec.antialias)
+        begin, end = tables.packed.size, tables.packed.size + image.size
+        buffers = self._room_for(end, stream)
+        buffers.host.array[:begin] = tables.packed
         reverse = image.strides[2] < 0  # copied as it lies, since turning bytes around is slow
         frame = image[..., ::-1] if reverse else image
-        np.copyto(source.host.array.reshape(image.shape), frame)
-        self._cuda.upload(source.device, source.host, source.host.array.size, stream)
+        np.copyto(buffers.host.array[begin:end].reshape(image.shape), frame)
+        self._cuda.upload(buffers.device, buffers.host, end, stream)
         self._uploaded.record(stream)
-        height, width = self._spec.resolution
-        grid = (-(-width // _BLOCK[0]), -(-height // _BLOCK[1]), 1)
-        places = (source.device.address, address, *source.addresses)
-        numbers = (*source.taps, image.shape[1], height, width, int(reverse))
+        source = buffers.device.address
+        places = (source + begin, address, *(source + start for start in tables.starts))
+        numbers = (*tables.taps, size[1], height, width, int(reverse))
         arguments: list[np.generic] = [
             *(np.uint64(place) for place in places),
             *(np.int32(number) for number in numbers),
             *self._colours,
         ]
+        grid = (-(-width // _BLOCK[0]), -(-height // _BLOCK[1]), 1)
         self._kernel.launch(grid, _BLOCK, arguments, stream)
 
     def close(self) -> None:
@@ -112,34 +132,27 @@ class DevicePreprocessor:
         self._uploaded.close()
         self._kernel.close()
 
-    def _for_size(self, size: tuple[int, ...], stream: Stream) -> _Source:
-        """Buffers and tables, ready to be written; made anew when frames change their size."""
-        if self._source is not None and self._source.size == size:
+    def _room_for(self, size: int, stream: Stream) -> _Buffers:
+        """Buffers of at least `size` bytes, ready to be written; they grow and never shrink."""
+        if self._buffers is not None and size <= self._buffers.host.array.size:
             self._uploaded.synchronize()  # the frame before may still be on its way
-            return self._source
-        if self._source is not None:
-            stream.synchronize()
-            self._made.close()
-            self._source = None
-        self._source = self._make(size[0], size[1], stream)
-        return self._source
-
-    def _make(self, height: int, width: int, stream: Stream) -> _Source:
-        axes = zip((height, width), self._spec.resolution, strict=True)
-        rows, columns = (axis_taps(*axis, self._spec.antialias) for axis in axes)
-        parts = (rows.first, rows.weights, columns.first, columns.weights)
-        packed = np.concatenate([part.ravel().view(np.uint8) for part in parts])
-        device_tables = self._cuda.device_buffer(packed.size)
-        self._made.callback(device_tables.close)
-        tables = self._cuda.pinned_buffer(packed.size)
-        self._made.callback(tables.close)
-        device = self._cuda.device_buffer(height * width * 3)
+            return self._buffers
+        stream.synchronize()
+        self._buffers = None
+        self._made.close()
+        device = self._cuda.device_buffer(size)
         self._made.callback(device.close)
-        host = self._cuda.pinned_buffer(height * width * 3)
+        host = self._cuda.pinned_buffer(size)
         self._made.callback(host.close)
-        tables.array[:] = packed
-        self._cuda.upload(device_tables, tables, packed.size, stream)
-        starts = np.cumsum([0, *(part.nbytes for part in parts[:3])]) + device_tables.address
-        first, second, third, fourth = map(int, starts)
-        taps = (rows.weights.shape[1], columns.weights.shape[1])
-        return _Source((height, width), host, device, tables, (first, second, third, fourth), taps)
+        self._buffers = _Buffers(host, device)
+        return self._buffers
+
+
+@lru_cache(maxsize=32)
+def _tables(source: Size, target: Size, antialias: bool) -> _Tables:
+    rows, columns = (axis_taps(*axis, antialias) for axis in zip(source, target, strict=True))
+    parts = (rows.first, rows.weights, columns.first, columns.weights)
+    packed = np.concatenate([part.ravel().view(np.uint8) for part in parts])
+    starts = np.cumsum([0, *(part.nbytes for part in parts[:3])])
+    taps = (rows.weights.shape[1], columns.weights.shape[1])
+    return _Tables(packed, tuple(map(int, starts)), taps)

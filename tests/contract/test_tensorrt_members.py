@@ -6,6 +6,7 @@ names of variables: each of those below always holds an object of that class of 
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_what_a_build_touches_is_seen() -> None:
 
 @pytest.mark.parametrize("name", _WITHOUT)
 def test_files_left_out_have_nothing_of_tensorrt(name: str) -> None:
-    assert "module" not in (_ROOT / "exporters/trt" / name).read_text()
+    assert not re.search(r"\bmodule\b", (_ROOT / "exporters/trt" / name).read_text())
 
 
 @pytest.mark.parametrize(

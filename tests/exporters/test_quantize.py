@@ -23,14 +23,13 @@ from int8_graphs import (
 )
 
 from benchmarks.outliers import injected
-from exporters.agreement import agreement
+from exporters.agreement import agreement, detections
 from exporters.calibration import calibration_set
 from exporters.linears import Linear, linears
 from exporters.onnx_precision import int8
 from exporters.onnx_precision.activations import activations
 from exporters.onnx_precision.int8 import Calibrated, calibrated
 from exporters.onnx_precision.quantize import SCHEMES, observed, quantized
-from exporters.trials import detections
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.detections import Detections

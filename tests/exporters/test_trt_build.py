@@ -1,10 +1,15 @@
 """Engines built by TensorRT-RTX, which needs no GPU for it; what cannot be built, and why."""
 
 import errno
+import json
+import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -27,17 +32,19 @@ from exporters.trt import monitor
 from exporters.trt.build import build
 from exporters.trt.device import Device, device
 from exporters.trt.dialect import Installed, installed
-from exporters.trt.engine import export_engine, read_source
+from exporters.trt.engine import export_engine
+from exporters.trt.graph_products import graph_products
 from exporters.trt.inspector import inspect
 from exporters.trt.log import checked, constructed
 from exporters.trt.network import parse, products
 from exporters.trt.options import EngineOptions
+from exporters.trt.source import read_source
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.backends.fake import FakeSession
 from rfdetr_edge.cli import main
 from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.engine_record import read_record
-from rfdetr_edge.errors import ArtifactError, BackendError, InputError
+from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, InputError
 from rfdetr_edge.files import file_sha256
 from rfdetr_edge.metadata import Precision, parse_metadata
 from trainer.checkpoint import load_checkpoint
@@ -153,6 +160,7 @@ def test_the_products_of_the_parsed_embedded_model_compute_in_the_precision(
     counts = products(tensorrt.module, parse(tensorrt, _lowered(path, precision)).definition)
     assert counts[precision] > 0.8 * sum(counts.values())
     assert set(counts) <= {precision, "fp32"}
+    assert counts == graph_products(onnx.load(path))
 
 
 def test_a_foreign_graph_is_built_without_metadata(tensorrt: Installed, tmp_path: Path) -> None:
@@ -357,7 +365,7 @@ def test_a_full_disk_is_named_and_leaves_the_older_engine(tmp_path: Path) -> Non
 def test_a_record_that_cannot_be_written_leaves_the_older_engine(
     tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     source = _detector(tmp_path / "m.onnx", "fp32")
@@ -474,27 +482,239 @@ def test_an_engine_of_an_open_batch_is_run_with_its_smallest_and_largest(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_engine_that_finds_something_else_is_not_handed_out(
-    precision: Precision, tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["another", "nan"])
+def test_an_engine_that_finds_something_else_is_kept_as_rejected(
+    kind: str,
+    precision: Precision,
+    tensorrt: Installed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def shifted(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return outputs | {"labels": -outputs["labels"]}
+        return outputs | {"labels": outputs["labels"] * (-1 if kind == "another" else np.nan)}
 
     _pretend_a_gpu(monkeypatch, {"fp32": {"Float": 9}, "fp16": {"Half": 7}}[precision], shifted)
     source = read_source(_detector(tmp_path / "m.onnx", precision))
-    with pytest.raises(ArtifactError, match="differs from the ONNX file it was built of"):
+    output = tmp_path / "m.engine"
+    output.write_text("an older engine")
+    found = r"(lost|kept)" if kind == "another" else "gave NaN or infinity"
+    with pytest.raises(ArtifactError, match=rf"(?s)kept as .*m\.engine\.rejected: .*{found}"):
+        export_engine(source, output, tensorrt, precision, EngineOptions())
+    assert output.read_text() == "an older engine"
+    kept = tmp_path / "m.engine.rejected"
+    record = read_record(kept)
+    assert (record.engine_sha256, record.gpu) == (file_sha256(kept), "Orin")
+    assert record.metadata is not None
+    assert parse_metadata(record.metadata).provenance.verification == "skipped"
+    left = {"m.onnx", "m.engine", kept.name, f"{kept.name}.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_an_engine_that_could_not_be_compared_is_not_blamed(
+    tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise BackendUnavailable("pycuda is not installed")
+
+    _pretend_a_gpu(monkeypatch, {"Float": 9}, absent)
+    source = read_source(_detector(tmp_path / "m.onnx", "fp32"))
+    with pytest.raises(BackendUnavailable, match="pycuda is not installed"):
+        export_engine(source, tmp_path / "m.engine", tensorrt, "fp32", EngineOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.fixture
+def plan(tensorrt: Installed, tmp_path: Path) -> Path:
+    """An engine without a record, as trtexec leaves it, of the m.onnx beside it."""
+    source = _detector(tmp_path / "m.onnx", "fp16", None)
+    path = tmp_path / "m.engine"
+    path.write_bytes(bytes(build(tensorrt, source, "fp16", _RANGE, has_gpu=False).plan))
+    return path
+
+
+def test_what_trtexec_built_gets_its_record_by_the_command_that_is_printed(
+    plan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _pretend_a_gpu(monkeypatch, {"Half": 7, "Float": 2})
+    before = plan.read_bytes()
+    command = ["export", str(plan.with_name("m.onnx")), "-o", str(plan), "--format", "engine"]
+    options = ["--batch", "1,2,4", "--dialect", "tensorrt-rtx", "--print-trtexec"]
+    assert main([*command, *options]) == 0
+    program, *printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (program, printed[-1]) == ("rfdetr-edge", "--adopt")
+    assert main(printed) == 0
+    assert f"{plan}: fp16, batch 1-2-4, " in capsys.readouterr().out
+    record = read_record(plan)
+    assert plan.read_bytes() == before
+    assert (record.engine_sha256, record.batch) == (file_sha256(plan), (1, 2, 4))
+    assert (record.inspected, record.build_seconds) == ({"Half": 7, "Float": 2}, None)
+    assert record.metadata is not None
+    assert parse_metadata(record.metadata).provenance.verification == "passed"
+    assert {path.name for path in plan.parent.iterdir()} == {"m.onnx", plan.name, "m.engine.json"}
+
+
+@pytest.mark.parametrize("fault", ["layers", "results", "no GPU"])
+def test_an_engine_that_is_not_what_it_should_be_is_not_adopted(
+    fault: str,
+    plan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layers = {"Float": 7} if fault == "layers" else {"Half": 7}
+    _pretend_a_gpu(monkeypatch, layers, lambda outputs: outputs | {"labels": -outputs["labels"]})
+    if fault == "no GPU":
+        monkeypatch.setattr(engines, "device", lambda: None)
+    before = plan.read_bytes()
+    command = ["export", str(plan.with_name("m.onnx")), "-o", str(plan), "--format", "engine"]
+    assert main([*command, "--batch", "1,2,4", "--dialect", "tensorrt-rtx", "--adopt"]) == 1
+    said = {"layers": "is not fp16", "results": "engine.rejected: ", "no GPU": "where it will run"}
+    assert said[fault] in capsys.readouterr().err
+    assert plan.read_bytes() == before
+    assert not plan.with_name("m.engine.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ("m.onnx", ["--workspace", "9"], "--workspace is for building an engine"),
+        ("m.onnx", ["--print-trtexec"], "--print-trtexec is for building an engine"),
+        ("m.onnx", ["--precision", "int8"], "m.onnx is fp16; --adopt takes the .onnx that"),
+        ("m.pth", [], "m.pth is no .onnx; --adopt takes that of the engine"),
+        ("m.onnx", ["-o", "none.engine"], "none.engine is not there; build it with trtexec"),
+    ],
+)
+def test_what_does_not_go_with_adopting_is_named(
+    source: str,
+    arguments: list[str],
+    message: str,
+    plan: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = plan.with_name(source)
+    command = ["export", str(path), "-o", str(plan), "--format", "engine", "--batch", "1,2,4"]
+    assert main([*command, "--adopt", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not plan.with_name("m.engine.json").exists()
+
+
+BOARD = """
+import sys
+absent = ["torch", "cv2", "pycocotools", "onnxruntime", *sys.argv.pop().split()]
+sys.modules.update(dict.fromkeys(absent))
+from rfdetr_edge.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "said"),
+    [
+        (["--no-verify"], "", None),
+        ([], "", "--no-verify for an engine that was compared with nothing"),
+        ([], "onnx", "onnx is not installed: pip install 'rfdetr-edge[engine]'"),
+    ],
+)
+def test_a_board_needs_onnx_and_numpy_alone(
+    options: list[str], missing: str, said: str | None, tmp_path: Path
+) -> None:
+    source, output = _detector(tmp_path / "m.onnx", "fp16"), tmp_path / "m.engine"
+    command = ["export", source, "-o", output, "--format", "engine", *options, missing]
+    done = subprocess.run(
+        [sys.executable, "-c", BOARD, *command], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == (0 if said is None else 1)
+    assert done.stderr.count("\n") == (0 if said is None else 1)
+    assert output.exists() == (said is None)
+    assert (said or "") in done.stderr
+
+
+def test_onnx_runtime_is_missed_before_the_build(
+    tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_source(_detector(tmp_path / "m.onnx", "fp32"))
+    _pretend_a_gpu(monkeypatch, {"Float": 9})
+    monkeypatch.setattr("exporters.trt.source.find_spec", lambda _: None)
+    monkeypatch.setattr(engines, "build", lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(BackendUnavailable, match="pip install onnxruntime"):
+        export_engine(source, tmp_path / "m.engine", tensorrt, "fp32", EngineOptions())
+
+
+@pytest.mark.parametrize("image", [None, ("input", (2, 3, 64, 96))])
+def test_an_engine_of_an_open_batch_is_asked_with_its_shape(image: tuple | None) -> None:
+    """As TensorRT's documentation has it: without a context it tells no data types."""
+    shapes = {}
+    context = SimpleNamespace(set_input_shape=lambda *shape: shapes.update([shape]) or True)
+    inspector = SimpleNamespace(execution_context=None)
+
+    def report(_: str) -> str:
+        known = inspector.execution_context is context
+        kind = "Half" if known else "N/A due to dynamic shapes"
+        return json.dumps({"Layers": [{"Outputs": [{"Format/Datatype": kind}]}]})
+
+    inspector.get_engine_information = report
+    engine = SimpleNamespace(
+        create_engine_inspector=lambda: inspector, create_execution_context=lambda: context
+    )
+    module = ModuleType("tensorrt")
+    vars(module).update(
+        ILogger=rtx.ILogger,
+        Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+    )
+    fake = Installed(module, installed("tensorrt-rtx").dialect, "10.3.0")
+    assert inspect(fake, b"plan", image) == ({"Half": 1} if image else {})
+    assert shapes == dict([image] if image else [])
+
+
+@pytest.mark.parametrize(
+    ("precision", "layers", "message"),
+    [
+        ("fp16", {"Float": 9}, r"the engine of .* is not fp16, but has 9 layers in fp32"),
+        ("fp16", {"Float": 40, "Half": 2}, "is not fp16, but has 40 layers in fp32, 2 layers in"),
+        ("int8", {"Float": 60, "Int8": 1}, "is not int8, but has 60 layers in fp32, 1 layers in"),
+        ("fp32", {"Float": 60, "Half": 1}, "is not fp32, but has"),
+        ("fp32", {}, "tells no data type of the engine"),
+    ],
+)
+def test_an_engine_whose_layers_have_another_precision_is_not_handed_out(
+    precision: Precision,
+    layers: Mapping[str, int],
+    message: str,
+    tensorrt: Installed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _pretend_a_gpu(monkeypatch, layers)
+    source = read_source(_detector(tmp_path / "m.onnx", precision))
+    with pytest.raises(ArtifactError, match=message):
         export_engine(source, tmp_path / "m.engine", tensorrt, precision, EngineOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_an_engine_whose_layers_have_another_precision_is_not_handed_out(
+def test_an_engine_of_an_open_batch_is_inspected_for_its_best_one(
     tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _pretend_a_gpu(monkeypatch, {"Float": 9})
-    source = read_source(_detector(tmp_path / "m.onnx", "fp16"))
-    with pytest.raises(ArtifactError, match=r"the engine of .* is not fp16, but has 9 layers in"):
-        export_engine(source, tmp_path / "m.engine", tensorrt, "fp16", EngineOptions())
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    seen = []
+    _pretend_a_gpu(monkeypatch, {})
+    monkeypatch.setattr(building, "inspect", lambda *given: seen.append(given[2]) or {"Float": 9})
+    for name, batch, options in (("open", None, _RANGE), ("fixed", 1, EngineOptions())):
+        source = _detector(tmp_path / f"{name}.onnx", "fp32", batch)
+        build(tensorrt, source, "fp32", options, has_gpu=True)
+    assert seen == [("input", (2, 3, 64, 96)), None]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_one_product_that_was_not_parsed_as_the_graph_says_is_an_error(
+    precision: Precision, tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_less(*given: object) -> Mapping[Precision, int]:
+        found = products(*given)
+        return {**found, precision: found[precision] - 1, "fp32": found["fp32"] + 1}
+
+    path = _detector(tmp_path / "m.onnx", precision)
+    monkeypatch.setattr(building, "products", one_less)
+    with pytest.raises(ArtifactError, match=rf"layers in {precision}.* became .* in {precision}"):
+        build(tensorrt, path, precision, EngineOptions(), has_gpu=False)
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", "Float"), ("fp16", "Half")])

@@ -41,9 +41,9 @@ def test_a_version_has_its_dialect(family: str, version: str, names: str) -> Non
         ("tensorrt", "10.0.1", "too old: what of it is used was never held against its API"),
         ("tensorrt", "10.2.0", "JetPack 6.1 has 10.3"),
         ("tensorrt", "12.0.0", "newer than this rfdetr-edge knows .from 10.3 to below 12.; update"),
-        ("tensorrt-rtx", "1.6.1.120", "too old: it was never tried; use 1.7 or newer$"),
+        ("tensorrt-rtx", "1.6.1.120", "too old: it was never tried; use 1.7 or newer: pip"),
         ("tensorrt-rtx", "2.0.0", "newer than this rfdetr-edge knows"),
-        ("tensorrt", "unknown", "cannot be understood"),
+        ("tensorrt", "unknown", "cannot be understood: install all of TensorRT again"),
     ],
 )
 def test_a_version_of_no_dialect_is_refused_with_the_reason(
@@ -80,18 +80,31 @@ def test_the_rtx_one_is_taken_where_it_is_alone(place: Path) -> None:
     [
         (
             "raise ImportError('libnvinfer.so.10: cannot open shared object file')",
-            "tensorrt does not load: libnvinfer",
+            r"tensorrt does not load \(libnvinfer.*: install all of TensorRT again",
         ),
-        ("import tensorrt_bindings_that_are_not_there", "tensorrt is installed in pieces"),
-        ("__version__ = '8.6.1'", "tensorrt 8.6.1 is too old"),
+        (
+            "import tensorrt_bindings_that_are_not_there",
+            r"tensorrt is installed in pieces \(.*: install all of TensorRT again",
+        ),
+        ("__version__ = '8.6.1'", "tensorrt 8.6.1 is too old: .*; use 10.3 or newer"),
     ],
 )
-def test_a_tensorrt_that_cannot_be_used_is_not_passed_over(
-    text: str, message: str, place: Path
+def test_a_tensorrt_that_cannot_be_used_is_passed_over_for_an_rtx_one_that_can(
+    text: str,
+    message: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (place / "tensorrt.py").write_text(text)
-    with pytest.raises(BackendError, match=message):
-        installed()
+    (place / "tensorrt_rtx.py").write_text("__version__ = '1.7.1.116'")
+    assert str(installed()) == "TensorRT-RTX 1.7.1.116"
+    [warning] = caplog.messages
+    assert re.match(f"TensorRT-RTX 1.7.1.116 is used: {message}", warning)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    for choice in ("auto", "tensorrt"):
+        with pytest.raises(BackendError, match=message):
+            installed(choice)
 
 
 def test_a_tensorrt_that_is_missing_says_where_it_comes_from(

@@ -12,12 +12,12 @@ from fill import make_images
 from graphs import metadata, save_detector
 
 from rfdetr_edge import BackendError, BackendUnavailable
-from rfdetr_edge.backends import open_session
+from rfdetr_edge.backends import open_image_session, open_session
 from rfdetr_edge.cuda.driver import probe_driver
 from rfdetr_edge.cuda.preprocess import DevicePreprocessor, compile_kernel
 from rfdetr_edge.engine_record import EngineRecord, write_record
 from rfdetr_edge.metadata import InputSpec
-from rfdetr_edge.preprocess import preprocess
+from rfdetr_edge.preprocess import preprocess, preprocess_batch
 
 try:
     GPU = probe_driver().gpus[0]
@@ -31,8 +31,7 @@ CASES = json.loads(str(np.load(Path(__file__).parents[1] / "golden/preprocess.np
 def cuda(request):
     library = {"pycuda": "pycuda", "cudabindings": "cuda.bindings"}[request.param]
     pytest.importorskip(library)
-    name = {"pycuda": "Pycuda", "cudabindings": "CudaBindings"}[request.param]
-    opened = vars(importlib.import_module(f"rfdetr_edge.cuda.{request.param}"))[name]()
+    opened = importlib.import_module(f"rfdetr_edge.cuda.{request.param}").open_cuda()
     yield opened
     opened.close()
 
@@ -153,3 +152,16 @@ def test_an_engine_gives_what_the_onnx_gives_from_several_threads(tmp_path):
         thread.join()
     session.close()
     assert failures == []
+
+
+def test_frames_that_the_gpu_preprocesses_give_what_the_cpus_tensors_give(tmp_path):
+    onnx = save_detector(tmp_path / "model.onnx", batch=None)
+    session = open_image_session(build(onnx, tmp_path / "model.engine"))
+    spec = InputSpec((64, 96), antialias=True)
+    run = session.image_run(spec)
+    for sizes in (((40, 60),), ((1080, 1920), (8, 9), (40, 60)), ((1080, 1920),) * 9):
+        images = [make_images(seed, 1, *size, cell=7)[0] for seed, size in enumerate(sizes)]
+        expected = session.run({"input": preprocess_batch(images, spec)})
+        for name, array in run(images).items():
+            np.testing.assert_allclose(array, expected[name], rtol=1e-2, atol=1e-3)
+    session.close()

@@ -1,5 +1,6 @@
 """From Python to the driver, with fake_libcuda.c as the driver; and hosts that have none."""
 
+import json
 import os
 import re
 import shutil
@@ -59,9 +60,7 @@ def run_python(folder, *arguments, python=sys.executable, **environment):
 
 def test_cuda_bindings_give_all_of_the_protocol(fake_driver):
     pytest.importorskip("cuda.bindings")
-    done = run_python(
-        fake_driver, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.cudabindings", "CudaBindings"
-    )
+    done = run_python(fake_driver, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.cudabindings")
     assert (done.stderr, done.stdout) == ("", "retained 0 live 0 depth 0\n")
 
 
@@ -89,9 +88,7 @@ def test_the_script_builds_pycuda_which_gives_all_of_the_protocol(tmp_path):
             ["readelf", "-d", module], check=True, capture_output=True, text=True
         ).stdout
     )
-    done = run_python(
-        folder, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.pycuda", "Pycuda", python=python
-    )
+    done = run_python(folder, TESTS / "cuda_walk.py", "rfdetr_edge.cuda.pycuda", python=python)
     assert (done.stderr, done.stdout) == ("", "retained 1 live 0 depth 0\n")
 
 
@@ -125,18 +122,44 @@ def test_no_driver_is_one_error(monkeypatch):
         driver.probe_driver()
 
 
-@pytest.mark.parametrize("command", ["predict", "info"])
-def test_an_engine_on_a_host_without_a_driver_is_one_line_and_no_crash(tmp_path, command):
-    """A bare TensorRT runtime would take the process down here."""
+@pytest.fixture
+def engine(tmp_path):
+    """An engine of the fakes, with its record."""
     fakes = pytest.importorskip("fake_tensorrt")
     graphs = pytest.importorskip("graphs")
     path = tmp_path / "model.engine"
-    fakes.save_engine(path, graphs.save_detector(tmp_path / "model.onnx"))
-    arguments = [demo.photo_paths()[0], "--model", path] if command == "predict" else [path]
-    done = run_python(tmp_path, "-c", DRIVERLESS, command, *arguments)
+    document = graphs.metadata().to_json()
+    onnx = graphs.save_detector(tmp_path / "model.onnx")
+    return fakes.save_engine(path, onnx, requested="fp16", metadata_json=document)
+
+
+def test_an_engine_on_a_host_without_a_driver_is_one_line_and_no_crash(tmp_path, engine):
+    """A bare TensorRT runtime would take the process down here."""
+    arguments = [demo.photo_paths()[0], "--model", engine]
+    done = run_python(tmp_path, "-c", DRIVERLESS, "predict", *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("rfdetr-edge: error: there is no NVIDIA driver here")
+
+
+def test_info_tells_what_the_record_of_an_engine_says_without_a_driver(tmp_path, engine):
+    done = run_python(tmp_path, "-c", DRIVERLESS, "info", engine)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line[:11].rstrip(): line[12:] for line in done.stdout.splitlines()}
+    assert rows["runs on"] == "sm_87 (Orin) with tensorrt 10.3.0.30, CUDA 12.6, driver 540.4.0"
+    assert rows["batch"] == "1 to 4, best 2"
+    assert rows["precision"] == "fp16 asked for; layers: 3 Float"
+    assert rows["built"].endswith(" in 1 s")
+    assert rows["variant"].startswith("tiny, detection")
+    done = run_python(tmp_path, "-c", DRIVERLESS, "info", "--json", engine)
+    said = json.loads(done.stdout)
+    assert (said["provider"], said["inputs"], said["outputs"]) == ("tensorrt", None, None)
+    assert said["engine"]["batch"] == [1, 2, 4]
+    assert said["engine"]["gpu"] == "Orin"
+    engine.write_bytes(engine.read_bytes() + b"more")
+    done = run_python(tmp_path, "-c", DRIVERLESS, "info", engine)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not the engine that its .json describes" in done.stderr
 
 
 def test_without_both_libraries_the_error_names_both_extras(monkeypatch):

@@ -136,6 +136,15 @@ def test_a_missing_extra_is_no_fault_but_missing_opencv_is(tmp_path):
     assert "wrong   ONNX Runtime: not installed" in lines
 
 
+def test_a_missing_onnxruntime_is_no_fault_where_tensorrt_runs_engines(tmp_path):
+    (tmp_path / "tensorrt.py").touch()
+    lines = diagnose_alone(tmp_path)
+    found = lines.index("absent  ONNX Runtime: not installed; TensorRT runs engines")
+    assert "pip install --no-deps onnxruntime" in lines[found + 1]
+    assert "absent  embedded model: needs ONNX Runtime" in lines
+    assert [line for line in lines if line.startswith("wrong")] == ["wrong   OpenCV: not installed"]
+
+
 def test_what_engines_need_is_told_and_tensorrt_not_imported(monkeypatch):
     for module in ("tensorrt", "tensorrt_rtx", "pycuda", "cuda"):
         monkeypatch.delitem(sys.modules, module, raising=False)

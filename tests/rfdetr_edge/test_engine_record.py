@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from rfdetr_edge.associated import sidecar_path
 from rfdetr_edge.demo import model_path
 from rfdetr_edge.detector import Detector
-from rfdetr_edge.engine_record import EngineRecord, read_record, record_path, write_record
+from rfdetr_edge.engine_record import EngineRecord, read_record, write_record
 from rfdetr_edge.errors import ArtifactError, MetadataError
 from rfdetr_edge.metadata import parse_metadata
 
@@ -36,7 +37,7 @@ _PORTABLE = replace(
 def test_what_was_written_is_read_back(record: EngineRecord, tmp_path: Path) -> None:
     engine = tmp_path / "nano.fp16.engine"
     write_record(engine, record)
-    assert record_path(engine) == tmp_path / "nano.fp16.engine.json"
+    assert sidecar_path(engine) == tmp_path / "nano.fp16.engine.json"
     assert read_record(engine) == record
     assert [path.name for path in tmp_path.iterdir()] == ["nano.fp16.engine.json"]
 
@@ -57,7 +58,7 @@ def test_an_engine_without_its_document_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff\xfe"])
 def test_a_document_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
-    record_path(tmp_path / "m.engine").write_bytes(text.encode("latin-1"))
+    sidecar_path(tmp_path / "m.engine").write_bytes(text.encode("latin-1"))
     with pytest.raises(MetadataError, match=r"m\.engine\.json .*build the engine again"):
         read_record(tmp_path / "m.engine")
 
@@ -86,8 +87,8 @@ def test_a_document_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> N
 def test_a_damaged_field_is_named(field: str, value: object, tmp_path: Path) -> None:
     engine = tmp_path / "m.engine"
     write_record(engine, _RECORD)
-    document = json.loads(record_path(engine).read_text())
-    record_path(engine).write_text(json.dumps(document | {field: value}))
+    document = json.loads(sidecar_path(engine).read_text())
+    sidecar_path(engine).write_text(json.dumps(document | {field: value}))
     with pytest.raises(MetadataError, match=f"'{field}' of .*build the engine again"):
         read_record(engine)
 
@@ -95,7 +96,7 @@ def test_a_damaged_field_is_named(field: str, value: object, tmp_path: Path) -> 
 def test_a_newer_schema_asks_for_an_update(tmp_path: Path) -> None:
     engine = tmp_path / "m.engine"
     write_record(engine, _RECORD)
-    document = json.loads(record_path(engine).read_text())
-    record_path(engine).write_text(json.dumps(document | {"schema": 2}))
+    document = json.loads(sidecar_path(engine).read_text())
+    sidecar_path(engine).write_text(json.dumps(document | {"schema": 2}))
     with pytest.raises(MetadataError, match="update rfdetr-edge"):
         read_record(engine)
