@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("calibration", "validation", "max_drop")
 """Of lower precision alone; each is None where it is not given."""
+_MAX_IMAGES = 100
 _ALL_INTEGER = (
     "there is no all-integer precision: with residual sums, sampling places and attention products "
     "in 8 bits too, nano lost a third of its best pairs and took 1.2 times as long as in float32. "
@@ -48,20 +49,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or .npy; others than those of --validation and --images",
     )
     group.add_argument(
-        "--max-images", type=int, default=100, help="calibration images used (default 100)"
+        "--max-images",
+        type=int,
+        metavar="N",
+        help=f"calibration images used (default {_MAX_IMAGES})",
     )
     group.add_argument(
         "--observer",
         choices=("minmax", "percentile", "mse"),
-        default="minmax",
         help="how int8 ranges follow from what is seen (default minmax)",
     )
     group.add_argument(
         "--target",
         choices=("cpu", "tensorrt"),
-        default="cpu",
         help="whose int8 arithmetic an .onnx is written for (default cpu; of an engine tensorrt)",
     )
+
+
+def refuse_what_means_nothing(arguments: argparse.Namespace) -> None:
+    """Raises InputError for options that would change nothing, whatever the source."""
+    if arguments.format != "onnx":
+        refuse(arguments, "target", why="--format onnx")
+    if arguments.precision not in ("int8", *get_args(Uncalibrated)):
+        refuse(arguments, "target", why="--precision int8")
+    if arguments.calibration is None:
+        refuse(arguments, "observer", "max_images", why="--precision int8 with --calibration")
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -74,10 +86,32 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         refuse(arguments, "calibration", why="--precision int8, whose scales need images")
     elif arguments.calibration is None:
         raise InputError("int8 needs images that fix its scales: give them with --calibration")
-    if arguments.target == "tensorrt" and arguments.precision in get_args(Uncalibrated):
+    if arguments.precision in get_args(Uncalibrated):
+        if arguments.target == "tensorrt":
+            raise InputError(
+                f"TensorRT cannot run {arguments.precision}; give it --precision int8 "
+                "--calibration DIR"
+            )
+        refuse(arguments, "target", why="--precision int8")
+    _check_images(arguments)
+
+
+def _check_images(arguments: argparse.Namespace) -> None:
+    """Raises InputError for folders that hold no images, or not what AP needs."""
+    from exporters.calibration import calibration_set
+
+    if arguments.calibration is not None:
+        calibration_set(arguments.calibration)
+    given = arguments.validation or arguments.images
+    if given is not None and calibration_set(given).annotations is not None:
+        return
+    if arguments.validation is not None:
         raise InputError(
-            f"TensorRT cannot run {arguments.precision}; give it --precision int8 --calibration DIR"
+            f"{arguments.validation} has no COCO annotations to measure AP with; give an "
+            "annotated split, or --images for a comparison without AP"
         )
+    if arguments.max_drop is not None:
+        raise InputError("--max-drop needs annotated images: give them with --validation")
 
 
 def lower(arguments: argparse.Namespace, source: Path) -> str:
@@ -86,13 +120,6 @@ def lower(arguments: argparse.Namespace, source: Path) -> str:
 
     given = arguments.validation or arguments.images or photo_paths(task_of(source))
     images = calibration_set(given, limit=ALL)
-    if arguments.validation is not None and images.annotations is None:
-        raise InputError(
-            f"{arguments.validation} has no COCO annotations to measure AP with; give an "
-            "annotated split, or --images for a comparison without AP"
-        )
-    if arguments.max_drop is not None and images.annotations is None:
-        raise InputError("--max-drop needs annotated images: give them with --validation")
     return str(_LOWERING[arguments.precision](arguments, source, images))
 
 
@@ -110,13 +137,14 @@ def _lower_int8(
     from exporters.calibration import calibration_set
     from exporters.precision import export_int8
 
+    limit = _MAX_IMAGES if arguments.max_images is None else arguments.max_images
     return export_int8(
         source,
         arguments.output,
-        calibration_set(arguments.calibration, limit=arguments.max_images),
+        calibration_set(arguments.calibration, limit=limit),
         images,
-        target=arguments.target,
-        observer=arguments.observer,
+        target=arguments.target or "cpu",
+        observer=arguments.observer or "minmax",
         max_drop=arguments.max_drop,
     )
 

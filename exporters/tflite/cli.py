@@ -44,13 +44,16 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise InputError("--batch and --raw are for --format onnx; a .tflite takes one image a run")
     if arguments.target == "tensorrt":
         raise InputError("TensorRT reads no .tflite; make an .onnx for it (--format onnx)")
+    source = arguments.source.suffix.lower()
+    if source == ".tflite":
+        refuse(arguments, *OPTIONS, why="what must be converted; the source is a .tflite")
+    if source == ".onnx" and arguments.converter == "litert-torch":
+        raise InputError("litert-torch converts checkpoints (.pth); onnx2tf converts .onnx")
 
 
 def export_tflite(arguments: argparse.Namespace, output: Path, make_onnx: MakeOnnx) -> str:
     """Writes an FP32 .tflite, and says how it went."""
     is_artifact = arguments.source.suffix.lower() == ".onnx"
-    if arguments.converter == "litert-torch" and is_artifact:
-        raise InputError("litert-torch converts checkpoints (.pth); onnx2tf converts .onnx")
     if arguments.converter == "onnx2tf" or is_artifact:
         seen = _by_onnx2tf(arguments, output, make_onnx)
     else:
@@ -70,7 +73,6 @@ def _by_onnx2tf(
     onnx2tf = find_onnx2tf(arguments.onnx2tf_python)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.source.suffix.lower() == ".onnx":
-            refuse(arguments, "shape", "antialias", "notes", "variant", why="a checkpoint")
             source = arguments.source
         else:
             source = Path(folder) / "fp32.onnx"

@@ -251,6 +251,8 @@ def test_a_shape_that_does_not_fit_is_named(tiny_checkpoint, older):
     [
         (["--target", "tensorrt"], "TensorRT reads no .tflite"),
         (["--precision", "int8"], "needs images that fix its scales"),
+        (["--precision", "int8", "--calibration", "missing"], "there is no missing to calibrate"),
+        (["--precision", "fp16", "--max-drop", "1"], "--max-drop needs annotated images"),
         (["--opset", "18"], "--opset is for --format onnx"),
         (["--batch", "dynamic"], "takes one image a run"),
         (["--batch", "2"], "takes one image a run"),
