@@ -1,7 +1,7 @@
 """The gate of a `.tflite` in FP32, whoever converted it: what it must hold, find and say.
 
 Built-in operators alone; one image as input, and the outputs under the names and in the order of
-the ONNX artifact; and on LiteRT's XNNPACK and on its own kernels what its source finds. Knows
+the ONNX artifact; and on LiteRT's XNNPACK and on its reference kernels what its source finds. Knows
 nothing of torch.
 """
 
