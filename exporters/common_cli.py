@@ -1,11 +1,13 @@
 """What the commands that make and judge artifacts share."""
 
 import argparse
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rfdetr_edge.errors import InputError
+from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.variants import Task
 
 ALL = 1_000_000
@@ -35,13 +37,34 @@ def task_of(artifact: Path) -> Task:
 
 @contextmanager
 def naming_lack_of_memory() -> Iterator[None]:
-    """torch turns it into a RuntimeError of several lines."""
+    """torch turns it into a RuntimeError of several lines, which litert-torch may have met."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError, ArtifactError) as error:
+        said = f"{error} {error.__cause__}"
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in said:
             raise
         raise InputError(
             "there is not enough memory for this shape and batch; choose a smaller --shape or "
             "--batch, or --batch dynamic"
         ) from None
+
+
+@contextmanager
+def tidy_when_terminated() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that nothing half-written stays; exit code 143.
+
+    Only the main thread hears it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from exporters import lower_cli as lower
-from exporters.common_cli import naming_lack_of_memory, refuse
+from exporters.common_cli import naming_lack_of_memory, refuse, tidy_when_terminated
 from exporters.tflite import cli as tflite
 from exporters.trt import cli as trt
 from rfdetr_edge.commands import Command
@@ -119,6 +119,7 @@ def _refuse_what_means_nothing(arguments: argparse.Namespace) -> None:
         refuse(arguments, *_OF_A_CHECKPOINT, *batch, why=why)
 
 
+@tidy_when_terminated()
 def _export_artifact(arguments: argparse.Namespace) -> str:
     """Writes an .onnx or .tflite, and says how it went."""
     suffix, source_suffix = f".{arguments.format}", arguments.source.suffix.lower()

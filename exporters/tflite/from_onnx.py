@@ -33,8 +33,7 @@ def export_onnx_to_tflite(
 
     source: an FP32 artifact of ours for one image a run.
     images, step, what is returned and what is raised for a file that differs: see `hand_out`.
-    Raises ArtifactError for a source that is no such artifact, and InputError when the converter
-    fails.
+    Raises ArtifactError for a source that is no such artifact, and when the converter fails.
     """
     with closing(open_session(source, provider="cpu")) as reference:
         if reference.metadata_json is None:

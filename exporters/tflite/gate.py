@@ -17,7 +17,7 @@ from exporters.verify import Comparison, compare, reject
 from rfdetr_edge.associated import with_document, write_sidecar
 from rfdetr_edge.backends import Session, TensorSpec, open_session, proving_providers
 from rfdetr_edge.detector import Detector
-from rfdetr_edge.errors import BackendError
+from rfdetr_edge.errors import ArtifactError, BackendError
 from rfdetr_edge.files import replacing
 from rfdetr_edge.metadata import ModelMetadata
 
@@ -38,9 +38,9 @@ def hand_out(
     shapes: of the outputs in order, without the batch.
     reference: the source. images: None skips the comparison, and the metadata says so; the file is
         run once all the same. step: is told what begins, in a few words.
-    Returns what the gate saw, by provider. Raises ArtifactError when the artifact does not run, or
-    does not find what its source finds: it is then kept as `<output>.rejected` for inspection, and
-    `output` is not touched.
+    Returns what the gate saw, by provider. Raises ArtifactError when the artifact cannot be opened,
+    does not run, or does not find what its source finds: it is then kept as `<output>.rejected` for
+    inspection, and `output` is not touched.
     """
     tensors = {"input": (3, *metadata.input.resolution), **shapes}
     wanted = [
@@ -57,7 +57,7 @@ def hand_out(
             _check_operators(model)
             for provider in proving_providers(output):
                 step(f"running it on {provider}")
-                with closing(open_session(temporary, provider=provider)) as session:
+                with closing(_opened(temporary, provider)) as session:
                     _check_tensors(session, wanted)
                     Detector.from_session(session).warm_up()
                     if images is not None:
@@ -74,6 +74,13 @@ def hand_out(
 
 class _Refused(Exception):
     """An artifact that must not be handed out, and why."""
+
+
+def _opened(artifact: Path, provider: str | None) -> Session:
+    try:
+        return open_session(artifact, provider=provider)
+    except ArtifactError as error:
+        raise _Refused(str(error)) from error
 
 
 def _check_operators(model: bytes) -> None:

@@ -1,7 +1,11 @@
 """ONNX artifacts become TFLite ones that find the same, or nothing but one clear error."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +18,7 @@ from fill import make_images, normalize
 from graphs import metadata, save_detector
 
 from exporters.onnx_export import export_onnx
-from exporters.tflite import from_onnx
+from exporters.tflite import from_onnx, gate
 from rfdetr_edge import Detector
 from rfdetr_edge.associated import sidecar_path
 from rfdetr_edge.backends import open_session
@@ -114,6 +118,7 @@ def _left(folder: Path) -> list[str]:
         ({"resolution": (32, 96)}, "instead of input float32 (1, 3, 64, 96)"),
         ({"slots": 5}, "instead of input float32"),
         ({"rounded": np.int8}, "on xnnpack: "),
+        ({"version": 99}, "Didn't find op for builtin opcode"),
     ],
 )
 def test_a_file_that_differs_is_rejected(source, tmp_path, capsys, made, message):
@@ -123,18 +128,20 @@ def test_a_file_that_differs_is_rejected(source, tmp_path, capsys, made, message
 
 
 @pytest.mark.parametrize(
-    ("stand_in", "message"),
+    ("stand_in", "code", "message"),
     [
-        ({"outputs": ("one", "two")}, "the outputs boxes, scores, one, two; wanted are one and d"),
-        ({"does": "echo Unsupported; echo no MatMul >&2; exit 3"}, "made no .tflite: no MatMul"),
-        ({"does": "exit 0"}, "made no .tflite: it ended with 0, without a word"),
-        ({"does": "kill -9 $$"}, "killed by signal 9, as happens when memory runs out"),
-        ({"answers": "echo 2.4.1"}, "has onnx2tf 2.4.1, wanted is 2.6 or newer; make such"),
-        ({"answers": "exit 1"}, "has no onnx2tf; make such an environment with `make onnx2tf-v"),
+        ({"outputs": ("one", "two")}, 1, "the outputs boxes, scores, one, two; wanted are one and"),
+        ({"does": "echo Unsupported; echo no MatMul >&2; exit 3"}, 1, "made no .tflite: no MatMul"),
+        ({"does": "exit 0"}, 1, "made no .tflite: it ended with 0, without a word"),
+        ({"does": "kill -9 $$"}, 1, "killed by signal 9, as happens when memory runs out"),
+        ({"answers": "echo 2.4.1"}, 2, "has onnx2tf 2.4.1, wanted is 2.6 or newer; make such"),
+        ({"answers": "exit 1"}, 2, "has no onnx2tf; make such an environment with `make onnx2tf-"),
     ],
 )
-def test_a_converter_that_fails_is_one_clear_error(source, tmp_path, capsys, stand_in, message):
-    assert _export(source, _stand_in(tmp_path, **stand_in)) == 2
+def test_a_converter_that_fails_is_one_clear_error(
+    source, tmp_path, capsys, stand_in, code, message
+):
+    assert _export(source, _stand_in(tmp_path, **stand_in)) == code
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -198,17 +205,57 @@ def test_converters_are_for_tflite(source, capsys):
     assert capsys.readouterr().err.count("is for --format tflite") == 2
 
 
-def test_an_interrupt_leaves_the_older_file(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", [(from_onnx, "converted"), (gate, "_check_tensors")])
+def test_an_interrupt_leaves_the_older_file(source, tmp_path, monkeypatch, place):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     older = tmp_path / "model.tflite"
     older.write_text("an older artifact")
-    python = _stand_in(tmp_path)
-    monkeypatch.setattr(from_onnx, "converted", interrupted)
-    assert _export(source, python) == 130
+    monkeypatch.setattr(*place, interrupted)
+    assert _export(source, _stand_in(tmp_path)) == 130
     assert older.read_text() == "an older artifact"
     assert _left(tmp_path) == ["model.onnx", "model.tflite"]
+
+
+def test_sigterm_leaves_the_older_file_and_is_again_what_it_was(source, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "model.tflite").write_text("an older artifact")
+    halfway = []
+
+    def terminated(*_):
+        halfway.extend(_left(tmp_path))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(gate, "_check_tensors", terminated)
+    with pytest.raises(SystemExit) as ended:
+        _export(source, _stand_in(tmp_path))
+    assert ended.value.code == 143
+    assert any(".part" in name for name in halfway)
+    assert _left(tmp_path) == ["model.onnx", "model.tflite"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_ends_the_converter_and_leaves_nothing_behind(source, tmp_path):
+    temporary, begun = tmp_path / "environment" / "tmp", tmp_path / "environment" / "begun"
+    python = _stand_in(tmp_path, does=f"echo $$ > {begun}; exec sleep 60")
+    temporary.mkdir()
+    call = ["export", str(source), "-o", str(tmp_path / "m.tflite"), "--format", "tflite"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rfdetr_edge", *call, "--onnx2tf-python", str(python)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(temporary)},
+    )
+    try:
+        while not (begun.exists() and begun.read_text().strip()) and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 143
+    finally:
+        process.kill()
+    assert _left(tmp_path) == ["model.onnx"]
+    assert not [*temporary.glob("tmp*")]  # libraries leave other things there
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import tflite_graphs
 
 from exporters.tflite.signature import signed
 from rfdetr_edge.backends import open_session
-from rfdetr_edge.errors import InputError
+from rfdetr_edge.errors import ArtifactError
 
 tfl = tflite_graphs.tfl
 X = np.random.default_rng(0).normal(size=(1, 6, 4)).astype(np.float32)
@@ -92,6 +92,6 @@ OUTPUTS = ("dets", "labels")
 )
 def test_other_outputs_are_named(outputs, wanted):
     with pytest.raises(
-        InputError, match=f"1 inputs and .*; wanted are one and {', '.join(wanted)}$"
+        ArtifactError, match=f"1 inputs and .*; wanted are one and {', '.join(wanted)}$"
     ):
         signed(tflite_graphs.detector(outputs=outputs), wanted)
