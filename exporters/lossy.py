@@ -121,7 +121,7 @@ def _faults(kind: Format, candidate: Path, metadata: ModelMetadata) -> list[str]
 
 def _judged(session: Session, trial: Trial, max_drop: float, resamples: int) -> Judgement:
     try:
-        outcome = trial.run(session, resamples=resamples)
+        outcome = trial.run(session, resamples=resamples, progress=f"gate on {session.provider}")
     except BackendError as error:  # NaN and infinity
         return Judgement(None, (str(error),))
     if outcome.drop is None and not outcome.agreement.says_something:

@@ -15,6 +15,7 @@ from exporters.onnx_precision.activations import activations
 from exporters.onnx_precision.migration import migrated
 from exporters.onnx_precision.quantize import Scheme, observed, quantized
 from rfdetr_edge.metadata import InputSpec
+from rfdetr_edge.progress import Progress
 
 Float32 = NDArray[np.float32]
 
@@ -51,20 +52,24 @@ def calibrated(
     clean = cleaned(model)
     layers = tuple(linears(clean))
     sizes: dict[str, Float32] = {}
-    for values in activations(clean, _data(layers), images.tensors(spec)):
-        for layer in layers:
-            largest = np.abs(_by_channel(values[layer.data], layer)).max(axis=0)
-            sizes[layer.data] = np.maximum(sizes.get(layer.data, largest), largest)
+    with Progress("calibration: channels", len(images)) as progress:
+        for values in activations(clean, _data(layers), images.tensors(spec)):
+            for layer in layers:
+                largest = np.abs(_by_channel(values[layer.data], layer)).max(axis=0)
+                sizes[layer.data] = np.maximum(sizes.get(layer.data, largest), largest)
+            progress.advance()
     even = migrated(clean, layers, sizes)
     names = observed(layers, scheme)
     observers: dict[str, Observer] = {name: observer(kind, name) for name in names}
     means = {layer.data: ChannelMean(layer.data) for layer in layers}
     by_data = {layer.data: layer for layer in layers}
-    for values in activations(even, names, images.tensors(spec)):
-        for name, seen in observers.items():
-            seen.observe(values[name])
-        for name, mean in means.items():
-            mean.observe(_by_channel(values[name], by_data[name]))
+    with Progress("calibration: ranges", len(images)) as progress:
+        for values in activations(even, names, images.tensors(spec)):
+            for name, seen in observers.items():
+                seen.observe(values[name])
+            for name, mean in means.items():
+                mean.observe(_by_channel(values[name], by_data[name]))
+            progress.advance()
     return Calibrated(
         even,
         layers,

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +77,7 @@ def _by_onnx2tf(
             source = Path(folder) / "fp32.onnx"
             make_onnx(arguments, source)
         images = None if arguments.no_verify else gate_images(arguments.images, task_of(source))
-        return export_onnx_to_tflite(source, output, onnx2tf, images=images, step=_say_step)
+        return export_onnx_to_tflite(source, output, onnx2tf, images=images)
 
 
 def _by_litert_torch(arguments: argparse.Namespace, output: Path) -> "dict[str, Comparison]":
@@ -97,13 +96,7 @@ def _by_litert_torch(arguments: argparse.Namespace, output: Path) -> "dict[str, 
         checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)
         task = checkpoint.variant.task
         images = None if arguments.no_verify else gate_images(arguments.images, task)
-        return export_tflite(checkpoint, output, options, images=images, step=_say_step)
-
-
-def _say_step(step: str) -> None:
-    """Where somebody is waiting."""
-    if sys.stderr.isatty():
-        print(f"{step} ...", file=sys.stderr)
+        return export_tflite(checkpoint, output, options, images=images)
 
 
 def _quiet_converter() -> None:

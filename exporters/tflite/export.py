@@ -6,7 +6,7 @@ up to rank 4, and deformable sampling as a matrix product.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,10 @@ def export_tflite(
     options: TfliteOptions | None = None,
     *,
     images: Sequence[Path] | None,
-    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, and compares it with the checkpoint on `images`.
 
     images: None skips the comparison, and the metadata says so; the file is run once all the same.
-    step: is told what begins, in a few words; the first takes the longest, 2 minutes of nano.
     Returns what the gate saw, by provider.
     Raises InputError for options that do not fit the variant, ArtifactError when litert-torch makes
     no artifact, and when the artifact does not run, or does not find what the checkpoint finds: it
@@ -71,7 +69,6 @@ def export_tflite(
         outputs,
         TorchSession(checkpoint, metadata),
         images,
-        step=step,
     )
 
 

@@ -4,7 +4,7 @@ Input `input` (1, H, W, 3), normalised float32; outputs under the names and in t
 artifact. Knows nothing of torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +27,11 @@ def export_onnx_to_tflite(
     onnx2tf: Onnx2tf,
     *,
     images: Sequence[Path] | None,
-    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, and compares it with its source on `images`.
 
     source: an FP32 artifact of ours for one image a run.
-    images, step, what is returned and what is raised for a file that differs: see `hand_out`.
+    images, what is returned and what is raised for a file that differs: see `hand_out`.
     Raises ArtifactError for a source that is no such artifact, and when the converter fails.
     """
     with closing(open_session(source, provider="cpu")) as reference:
@@ -56,5 +55,4 @@ def export_onnx_to_tflite(
             shapes,
             reference,
             images,
-            step=step,
         )

@@ -20,6 +20,7 @@ from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import ArtifactError, BackendError
 from rfdetr_edge.files import replacing
 from rfdetr_edge.metadata import ModelMetadata
+from rfdetr_edge.progress import waiting
 
 
 def hand_out(
@@ -29,15 +30,13 @@ def hand_out(
     shapes: dict[str, tuple[int, ...]],
     reference: Session,
     images: Sequence[Path] | None,
-    *,
-    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, compared with its source on `images`.
 
     convert: gives the model. metadata: names its converter.
     shapes: of the outputs in order, without the batch.
     reference: the source. images: None skips the comparison, and the metadata says so; the file is
-        run once all the same. step: is told what begins, in a few words.
+        run once all the same.
     Returns what the gate saw, by provider. Raises ArtifactError when the artifact cannot be opened,
     does not run, or does not find what its source finds: it is then kept as `<output>.rejected` for
     inspection, and `output` is not touched.
@@ -50,14 +49,16 @@ def hand_out(
     metadata = replace(metadata, provenance=skipped)
     seen: dict[str, Comparison] = {}
     with replacing(output) as temporary:
-        step(f"converting with {metadata.provenance.converter}")
-        model = convert()
+        with waiting(f"converting with {metadata.provenance.converter}"):
+            model = convert()
         temporary.write_bytes(with_document(model, metadata.to_json()))
         try:
             _check_operators(model)
             for provider in proving_providers(output):
-                step(f"running it on {provider}")
-                with closing(_opened(temporary, provider)) as session:
+                with (
+                    waiting(f"gate on {provider}"),
+                    closing(_opened(temporary, provider)) as session,
+                ):
                     _check_tensors(session, wanted)
                     Detector.from_session(session).warm_up()
                     if images is not None:

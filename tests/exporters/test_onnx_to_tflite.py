@@ -95,6 +95,14 @@ def test_outputs_are_named_and_ordered_whatever_the_converter_did(
     assert sidecar_path(path).is_file()
 
 
+def test_how_long_a_conversion_lasts_is_shown(source, tmp_path, terminal):
+    python = _stand_in(tmp_path, does=f"sleep 0.1; {CONVERTS}")
+    assert _export(source, python) == 0
+    for label in ("converting with onnx2tf 2.6.9", "gate on xnnpack", "gate on reference"):
+        assert f"{label} 0 s" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
 def test_lower_precision_starts_from_what_the_converter_made(source, tmp_path):
     assert _export(source, _stand_in(tmp_path), "--precision", "int8-weight-only") == 0
     found = Detector(tmp_path / "model.tflite").metadata
@@ -332,7 +340,7 @@ def test_a_checkpoint_goes_by_way_of_onnx(tiny_checkpoint, tmp_path, monkeypatch
     """The ONNX file is compared with the checkpoint, and the .tflite with it."""
     seen = []
 
-    def export(source: Path, output: Path, onnx2tf, *, images, step):
+    def export(source: Path, output: Path, onnx2tf, *, images):
         seen.append((open_session(source).inputs[0].shape, output, str(onnx2tf), images))
         return {}
 
