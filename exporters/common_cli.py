@@ -12,7 +12,10 @@ from rfdetr_edge.variants import Task
 
 ALL = 1_000_000
 """Images of a gate: more than a folder holds."""
-MAX_DROP = "AP that may be lost, in points of 100 (default: 0.1 for fp16, 0.5 for all of int8)"
+MAX_DROP = (
+    "AP that may be lost, in points of 100 (default: 0.1 for fp16, 0.5 for all of int8; of a "
+    ".tflite 1 for int8, 0.3 for int8-weight-only)"
+)
 """Help of --max-drop."""
 
 
