@@ -6,10 +6,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.variants import Task
 
+if TYPE_CHECKING:
+    from exporters.calibration import CalibrationSet
+
+MAX_IMAGES = 100
+"""Images of a calibration, where the user does not say."""
 ALL = 1_000_000
 """Images of a gate: more than a folder holds."""
 MAX_DROP = (
@@ -17,6 +23,14 @@ MAX_DROP = (
     ".tflite 1 for int8, 0.3 for int8-weight-only)"
 )
 """Help of --max-drop."""
+
+
+def calibration_images(arguments: argparse.Namespace) -> "CalibrationSet":
+    """Those of --calibration and --max-images."""
+    from exporters.calibration import calibration_set
+
+    limit = MAX_IMAGES if arguments.max_images is None else arguments.max_images
+    return calibration_set(arguments.calibration, limit=limit)
 
 
 def refuse(arguments: argparse.Namespace, *names: str, why: str) -> None:

@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from exporters.common_cli import ALL, MAX_DROP, refuse, task_of
+from exporters.common_cli import (
+    ALL,
+    MAX_DROP,
+    MAX_IMAGES,
+    calibration_images,
+    refuse,
+    task_of,
+)
 from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.metadata import Precision, Uncalibrated
@@ -16,7 +23,6 @@ if TYPE_CHECKING:
 
 OPTIONS = ("calibration", "validation", "max_drop")
 """Of lower precision alone; each is None where it is not given."""
-_MAX_IMAGES = 100
 _ALL_INTEGER = (
     "there is no all-integer precision: with residual sums, sampling places and attention products "
     "in 8 bits too, nano lost a third of its best pairs and took 1.2 times as long as in float32. "
@@ -52,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-images",
         type=int,
         metavar="N",
-        help=f"calibration images used (default {_MAX_IMAGES})",
+        help=f"calibration images used (default {MAX_IMAGES})",
     )
     group.add_argument(
         "--observer",
@@ -101,7 +107,7 @@ def _check_images(arguments: argparse.Namespace) -> None:
     from exporters.calibration import calibration_set
 
     if arguments.calibration is not None:
-        calibration_set(arguments.calibration)
+        calibration_images(arguments)
     given = arguments.validation or arguments.images
     if given is not None and calibration_set(given).annotations is not None:
         return
@@ -134,14 +140,12 @@ def _lower_fp16(
 def _lower_int8(
     arguments: argparse.Namespace, source: Path, images: "CalibrationSet"
 ) -> "Judgement":
-    from exporters.calibration import calibration_set
     from exporters.precision import export_int8
 
-    limit = _MAX_IMAGES if arguments.max_images is None else arguments.max_images
     return export_int8(
         source,
         arguments.output,
-        calibration_set(arguments.calibration, limit=limit),
+        calibration_images(arguments),
         images,
         target=arguments.target or "cpu",
         observer=arguments.observer or "minmax",

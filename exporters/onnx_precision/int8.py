@@ -38,19 +38,13 @@ class Calibrated:
         return quantized(self.model, chosen, self.ranges, self.means, self.scheme)
 
 
-def calibrated(
-    model: onnx.ModelProto,
-    images: CalibrationSet,
-    spec: InputSpec,
-    scheme: Scheme,
-    kind: Kind = "minmax",
-) -> Calibrated:
-    """Cleans the graph, evens out its channels, and observes it on the images.
+def evened(model: onnx.ModelProto, images: CalibrationSet, spec: InputSpec) -> onnx.ModelProto:
+    """The same function, cleaned, without channels that are larger than the others on the images.
 
     Raises ArtifactError for a graph that cannot be run or gives NaN, InputError for the images.
     """
     clean = cleaned(model)
-    layers = tuple(linears(clean))
+    layers = linears(clean)
     sizes: dict[str, Float32] = {}
     with Progress("calibration: channels", len(images)) as progress:
         for values in activations(clean, _data(layers), images.tensors(spec)):
@@ -58,7 +52,19 @@ def calibrated(
                 largest = np.abs(_by_channel(values[layer.data], layer)).max(axis=0)
                 sizes[layer.data] = np.maximum(sizes.get(layer.data, largest), largest)
             progress.advance()
-    even = migrated(clean, layers, sizes)
+    return migrated(clean, layers, sizes)
+
+
+def calibrated(
+    model: onnx.ModelProto,
+    images: CalibrationSet,
+    spec: InputSpec,
+    scheme: Scheme,
+    kind: Kind = "minmax",
+) -> Calibrated:
+    """Cleans the graph, evens out its channels, and observes it on the images; errors as above."""
+    even = evened(model, images, spec)
+    layers = tuple(linears(even))
     names = observed(layers, scheme)
     observers: dict[str, Observer] = {name: observer(kind, name) for name in names}
     means = {layer.data: ChannelMean(layer.data) for layer in layers}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.common_cli import naming_lack_of_memory, refuse, task_of
+from exporters.common_cli import calibration_images, naming_lack_of_memory, refuse, task_of
 from rfdetr_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,7 +77,12 @@ def _by_onnx2tf(
             source = Path(folder) / "fp32.onnx"
             make_onnx(arguments, source)
         images = None if arguments.no_verify else gate_images(arguments.images, task_of(source))
-        return export_onnx_to_tflite(source, output, onnx2tf, images=images)
+        calibration = None
+        if arguments.precision == "int8":  # of the images that its ranges will be of
+            calibration = calibration_images(arguments).split()[0]
+        return export_onnx_to_tflite(
+            source, output, onnx2tf, images=images, calibration=calibration
+        )
 
 
 def _by_litert_torch(arguments: argparse.Namespace, output: Path) -> "dict[str, Comparison]":

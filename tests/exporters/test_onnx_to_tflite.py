@@ -11,19 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tflite_graphs
 from checkpoints import save_filled, small_checkpoint
 from fill import make_images, normalize
 from graphs import metadata, save_detector
+from int8_graphs import constants_of
 
+from benchmarks.outliers import injected
 from exporters.onnx_export import export_onnx
 from exporters.tflite import from_onnx, gate
 from rfdetr_edge import Detector
 from rfdetr_edge.associated import sidecar_path
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.cli import main
-from rfdetr_edge.demo import model_path
+from rfdetr_edge.demo import model_path, photo_paths
+from rfdetr_edge.errors import ArtifactError
 from trainer.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,6 +112,34 @@ def test_lower_precision_starts_from_what_the_converter_made(source, tmp_path):
     found = Detector(tmp_path / "model.tflite").metadata
     assert found.precision == "int8-weight-only"
     assert found.provenance.converter == "onnx2tf 2.6.9"
+
+
+@pytest.mark.parametrize(
+    ("options", "even"),
+    [(["--precision", "int8", "--calibration", "photos"], True), (["--no-verify"], False)],
+)
+def test_channels_are_evened_out_for_the_scales_of_int8(
+    tmp_path, monkeypatch, capsys, options, even
+):
+    """Of TFLite's, one is for all channels of a tensor."""
+    given = []
+
+    def seen(model: onnx.ModelProto, _):
+        given.append(model)
+        raise ArtifactError("seen enough")
+
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for photo in photo_paths()[:2]:
+        Path("photos", photo.name).symlink_to(photo)
+    monkeypatch.setattr(from_onnx, "converted", seen)
+    source = tmp_path / "model.onnx"
+    onnx.save(injected(onnx.load(model_path())), source)
+    assert _export(source, _stand_in(tmp_path), *options) == 1
+    assert capsys.readouterr().err.endswith("seen enough\n")
+    for block in range(6):
+        sizes = np.abs(constants_of(given[0])[f"model.encoder.blocks.{block}.norm1.weight"])
+        assert (sizes.max() < 10 * np.median(sizes)) == even
 
 
 def test_without_comparison_the_file_says_so(source, tmp_path):
@@ -340,8 +372,9 @@ def test_a_checkpoint_goes_by_way_of_onnx(tiny_checkpoint, tmp_path, monkeypatch
     """The ONNX file is compared with the checkpoint, and the .tflite with it."""
     seen = []
 
-    def export(source: Path, output: Path, onnx2tf, *, images):
-        seen.append((open_session(source).inputs[0].shape, output, str(onnx2tf), images))
+    def export(source: Path, output: Path, onnx2tf, *, images, calibration):
+        shape = open_session(source).inputs[0].shape
+        seen.append((shape, output, str(onnx2tf), images, calibration))
         return {}
 
     monkeypatch.setattr(from_onnx, "export_onnx_to_tflite", export)
@@ -349,5 +382,5 @@ def test_a_checkpoint_goes_by_way_of_onnx(tiny_checkpoint, tmp_path, monkeypatch
     arguments = ["--format", "tflite", "--converter", "onnx2tf", "--onnx2tf-python", str(python)]
     options = ["--shape", "64", "96", "--no-verify", "-o", str(output)]
     assert main(["export", str(tiny_checkpoint), *arguments, *options]) == 0
-    assert seen == [((1, 3, 64, 96), output, "onnx2tf 2.6.9", None)]
+    assert seen == [((1, 3, 64, 96), output, "onnx2tf 2.6.9", None, None)]
     assert "not compared" in capsys.readouterr().out
