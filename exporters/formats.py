@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.calibration import CalibrationSet
-from exporters.inspection import Inspection
 from exporters.observers import Kind
+from exporters.weights import Inspection
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.metadata import InputSpec, ModelMetadata, Precision, Uncalibrated
 

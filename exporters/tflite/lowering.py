@@ -17,9 +17,9 @@ from litert_quantizer.qtyping import TFLOperationName
 from litert_quantizer.quantizer import Quantizer
 from numpy.typing import NDArray
 
+from exporters.blocks import block_of
 from exporters.calibration import CalibrationSet
 from exporters.formats import Choices, Lowering, Target, Tensors
-from exporters.linears import block_of
 from exporters.observers import Kind, Observer, observer
 from exporters.tflite.activations import activations
 from exporters.tflite.constants import halved_constants
@@ -146,4 +146,4 @@ _UNCALIBRATED: Mapping[Uncalibrated, _Rule] = {
     "int8-weight-only": _to_weight_only,
 }
 
-LOWERING = Lowering(_half, _calibrated, _uncalibrated)
+LOWERING = Lowering(half=_half, calibrated=_calibrated, uncalibrated=_uncalibrated)

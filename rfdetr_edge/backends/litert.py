@@ -185,7 +185,8 @@ def _delegate(library: str) -> Any:
     try:
         # LiteRT's own wrapper, when it fails at this, fails again as it is thrown away, on stderr
         loaded = ctypes.PyDLL(library)
-        [loaded[name] for name in _PLUGIN]
+        for name in _PLUGIN:
+            loaded[name]  # looks it up
         return litert.load_delegate(library)
     except (OSError, AttributeError, ValueError) as error:
         # not there or of another system; no delegate; no device for it
