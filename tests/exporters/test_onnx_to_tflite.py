@@ -283,7 +283,7 @@ def test_sigterm_ends_the_converter_and_leaves_nothing_behind(source, tmp_path):
     call = ["export", str(source), "-o", str(tmp_path / "m.tflite"), "--format", "tflite"]
     process = subprocess.Popen(
         [sys.executable, "-m", "rfdetr_edge", *call, "--onnx2tf-python", str(python)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(temporary)},
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     try:
         while not (begun.exists() and begun.read_text().strip()) and process.poll() is None:
