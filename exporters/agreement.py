@@ -5,7 +5,7 @@ detections a user would see are still there, and none that he would not; and, as
 choosing between artifacts, how far everything moved.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +69,16 @@ class Agreement:
         return self.lost + self.invented <= _MOST_MISSING * (self.wanted + self.found)
 
 
-def detections(session: Session, images: Iterable[NDArray[Any]]) -> tuple[Detections, ...]:
-    """Of each image, every row above a score of 0."""
+def detections(
+    session: Session, images: Iterable[NDArray[Any]], advance: Callable[[], None] = lambda: None
+) -> tuple[Detections, ...]:
+    """Of each image, every row above a score of 0. advance: called after each."""
     detector = Detector.from_session(session)
-    return tuple(detector.predict([image], threshold=0.0)[0] for image in images)
+    found = []
+    for image in images:
+        found.append(detector.predict([image], threshold=0.0)[0])
+        advance()
+    return tuple(found)
 
 
 def agreement(pairs: Iterable[tuple[Detections, Detections]]) -> Agreement:

@@ -5,13 +5,17 @@ import tempfile
 from pathlib import Path
 
 from exporters import lower_cli as lower
-from exporters.common_cli import naming_lack_of_memory, refuse
+from exporters.common_cli import naming_lack_of_memory, refuse, tidy_when_terminated
 from exporters.tflite import cli as tflite
 from exporters.trt import cli as trt
 from rfdetr_edge.commands import Command
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.files import check_place
 from rfdetr_edge.variants import VARIANTS
+
+_ARTIFACTS = (".onnx", ".tflite", ".engine")
+_OF_A_CHECKPOINT = ("shape", "opset", "variant", "antialias", "raw", "notes")
+"""What an artifact has decided already; each is None where it is not given."""
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +57,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw",
         action="store_true",
+        default=None,
         help="keep the graph as PyTorch traces it (fp32 only)",
     )
     parser.add_argument("--notes", help="free text that travels in the artifact's metadata")
@@ -86,25 +91,39 @@ def _export(arguments: argparse.Namespace) -> int:
         raise InputError(f"the artifact must end in {suffix}, not {arguments.output.name!r}")
     if not arguments.print_trtexec:  # its command may be for another machine
         check_place(arguments.output)
-    if arguments.format != "tflite":
-        refuse(arguments, *tflite.OPTIONS, why="--format tflite")
+    _refuse_what_means_nothing(arguments)
     if arguments.format == "engine":
         print(trt.export_engine(arguments, _export_artifact))
         return 0
-    refuse(arguments, *trt.OPTIONS, why="--format engine")
-    if isinstance(arguments.batch, tuple):
-        raise InputError("--batch min,opt,max is for --format engine; an .onnx takes N or dynamic")
     arguments.precision = arguments.precision or "fp32"
     print(f"{arguments.output}: {_export_artifact(arguments)}")
     return 0
 
 
+def _refuse_what_means_nothing(arguments: argparse.Namespace) -> None:
+    """Raises InputError for options that would change nothing; before any work."""
+    if arguments.format == "tflite":
+        tflite.check_arguments(arguments)
+    else:
+        refuse(arguments, *tflite.OPTIONS, why="--format tflite")
+    if arguments.format != "engine":
+        refuse(arguments, *trt.OPTIONS, why="--format engine")
+        if isinstance(arguments.batch, tuple):
+            raise InputError(
+                "--batch min,opt,max is for --format engine; an .onnx takes N or dynamic"
+            )
+    lower.refuse_what_means_nothing(arguments)
+    if arguments.source.suffix.lower() in _ARTIFACTS:
+        batch = () if arguments.format == "engine" else ("batch",)
+        why = f"a checkpoint; leave it out, {arguments.source} has it settled"
+        refuse(arguments, *_OF_A_CHECKPOINT, *batch, why=why)
+
+
+@tidy_when_terminated()
 def _export_artifact(arguments: argparse.Namespace) -> str:
     """Writes an .onnx or .tflite, and says how it went."""
     suffix, source_suffix = f".{arguments.format}", arguments.source.suffix.lower()
-    if arguments.format == "tflite":
-        tflite.check_arguments(arguments)
-    elif source_suffix == ".tflite":
+    if arguments.format != "tflite" and source_suffix == ".tflite":
         raise InputError("an .onnx is made from a checkpoint (.pth), not from a .tflite artifact")
     if arguments.precision == "fp32":
         if source_suffix == suffix:
@@ -137,7 +156,7 @@ def _export_onnx(arguments: argparse.Namespace, output: Path) -> str:
         opset=17 if arguments.opset is None else arguments.opset,
         antialias=arguments.antialias,
         notes=arguments.notes,
-        raw=arguments.raw,
+        raw=bool(arguments.raw),
     )
     with naming_lack_of_memory():
         checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)

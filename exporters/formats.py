@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.calibration import CalibrationSet
-from exporters.inspection import Inspection
 from exporters.observers import Kind
+from exporters.weights import Inspection
 from rfdetr_edge.errors import InputError
-from rfdetr_edge.metadata import InputSpec, ModelMetadata, Uncalibrated
+from rfdetr_edge.metadata import InputSpec, ModelMetadata, Precision, Uncalibrated
 
 Tensors: TypeAlias = Iterable[NDArray[np.float32]]
 """Inputs of a network, (1, 3, H, W) each."""
@@ -69,6 +69,14 @@ class Lowering:
     uncalibrated: Callable[[Path, Uncalibrated], Choices]
 
 
+_MAX_DROP: Mapping[Precision, float] = {
+    "fp32": 0.0,
+    "fp16": 0.1,
+    "int8": 0.5,
+    "int8-dynamic": 0.5,
+    "int8-weight-only": 0.5,
+}
+_MAX_DROPS = {".tflite": {**_MAX_DROP, "int8": 1.0, "int8-weight-only": 0.3}}
 _FORMATS = {".onnx": "exporters.onnx_precision.format", ".tflite": "exporters.tflite.format"}
 _LOWERINGS = {".onnx": "exporters.onnx_precision.lowering", ".tflite": "exporters.tflite.lowering"}
 
@@ -80,6 +88,11 @@ def format_of(artifact: Path) -> Format | None:
         return None
     found: Format = importlib.import_module(module).FORMAT
     return found
+
+
+def default_max_drop(artifact: Path, precision: Precision) -> float:
+    """Points of AP that an artifact of this kind may lose where the user does not say."""
+    return _MAX_DROPS.get(artifact.suffix.lower(), _MAX_DROP)[precision]
 
 
 def lowering_of(source: Path) -> Lowering:

@@ -1,15 +1,13 @@
-"""What a file really holds, whatever it says of itself; of ONNX, read from the graph alone."""
+"""What an ONNX file really holds, whatever it says of itself, read from the graph alone."""
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from exporters.weights import Inspection, fault_of
 from rfdetr_edge.metadata import Precision
 
 _FLOATS: Mapping[int, Precision] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
@@ -19,38 +17,9 @@ _ROUNDED_BY: Mapping[str, Precision] = {
     "QuantizeLinear": "int8",
     "DynamicQuantizeLinear": "int8-dynamic",
 }
-# Precisions whose weights are stored alike.
-_STORED_ALIKE: tuple[tuple[Precision, ...], ...] = (
-    ("fp32",),
-    ("fp16",),
-    ("int8", "int8-dynamic", "int8-weight-only"),
-)
 _PRODUCTS = ("Gemm", "MatMul", "Conv", "MatMulInteger", "ConvInteger")
 # What stands between a stored weight and the product that uses it.
 _CARRIERS = ("DequantizeLinear", "Cast", "Transpose", "Reshape", "Identity")
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What the matrix products and convolutions of a file work with.
-
-    weights: how many numbers of their weights work in each precision: how they are stored and, of 8
-        bits, what they are multiplied by.
-    faults: what no trained network has, one line each: weights of a layer that are all zero, NaN
-        or infinite.
-    """
-
-    weights: Mapping[Precision, int]
-    faults: tuple[str, ...]
-
-    @property
-    def precision(self) -> Precision:
-        """That of most of the weights that are stored as most are."""
-
-        def count(kind: Precision) -> int:
-            return self.weights.get(kind, 0)
-
-        return max(max(_STORED_ALIKE, key=lambda kinds: sum(map(count, kinds))), key=count)
 
 
 def inspected(model: onnx.ModelProto) -> Inspection:
@@ -93,10 +62,3 @@ def _stored(
             return None
         name = node.input[0]
     return constants[name]
-
-
-def fault_of(values: NDArray[Any]) -> str | None:
-    """What is wrong with a layer's weights; None if nothing."""
-    if not np.isfinite(values).all():
-        return "NaN or infinite"
-    return None if values.any() else "all zero"

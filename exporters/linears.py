@@ -1,13 +1,13 @@
 """The layers of a cleaned graph that can be quantised: constant weights times activations."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx
 
-_NUMBERED = re.compile(r"\d$")
+from exporters.blocks import block_of
+
 _PLAIN = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0, "group": 1}
 
 
@@ -37,15 +37,6 @@ class Linear:
     def out_axis(self) -> int:
         """Axis of the output channels in the weights."""
         return 1 if self.kind == "Gemm" else 0
-
-
-def block_of(layer: str) -> str:
-    """The part of the network that a layer belongs to: its name up to the first number."""
-    parts = layer.split("/")
-    for end, part in enumerate(parts, start=1):
-        if _NUMBERED.search(part):
-            return "/".join(parts[:end])
-    return layer
 
 
 def linears(model: onnx.ModelProto) -> list[Linear]:

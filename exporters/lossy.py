@@ -13,7 +13,7 @@ from pathlib import Path
 
 from exporters.agreement import NOTHING_FOUND
 from exporters.diagnosis import diagnosis
-from exporters.formats import Format, format_of
+from exporters.formats import Format, default_max_drop, format_of
 from exporters.trials import Outcome, Trial
 from exporters.verify import contradictions
 from rfdetr_edge.backends import Session, open_session, proving_providers
@@ -21,13 +21,6 @@ from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import BackendError
 from rfdetr_edge.metadata import ModelMetadata, Precision
 
-MAX_DROP: Mapping[Precision, float] = {
-    "fp16": 0.1,
-    "int8": 0.5,
-    "int8-dynamic": 0.5,
-    "int8-weight-only": 0.5,
-}
-"""Points of AP that an artifact may lose where the user does not say."""
 # What tells weights of 8 bits apart; where activations stay float, so does the arithmetic.
 _MEETING: Mapping[Precision, str] = {
     "int8": ": stored in 8 bits, their activations rounded by stored scales",
@@ -73,7 +66,7 @@ def judge(
     """Compares an artifact with what its reference found, on each provider that must run it.
 
     wanted: what the reference says of itself. max_drop: points of AP that may be lost where the
-    trial's images are annotated; None is that of MAX_DROP. Where they are not, at most 2 % of the
+    trial's images are annotated; None is `default_max_drop`. Where they are not, at most 2 % of the
     confident detections may be lost or invented. resamples: of the interval of the drop.
     Raises ArtifactError for a file that cannot be run at all.
     """
@@ -81,7 +74,7 @@ def judge(
     kind = format_of(candidate)
     with closing(open_session(candidate, provider=usual)) as session:
         found = Detector.from_session(session).metadata
-        allowed = MAX_DROP.get(found.precision, 0.0) if max_drop is None else max_drop
+        allowed = default_max_drop(candidate, found.precision) if max_drop is None else max_drop
         failures = contradictions(wanted, found)
         if kind is not None:
             failures += _faults(kind, candidate, found)
@@ -117,7 +110,7 @@ def _faults(kind: Format, candidate: Path, metadata: ModelMetadata) -> list[str]
 
 def _judged(session: Session, trial: Trial, max_drop: float, resamples: int) -> Judgement:
     try:
-        outcome = trial.run(session, resamples=resamples)
+        outcome = trial.run(session, resamples=resamples, progress=f"gate on {session.provider}")
     except BackendError as error:  # NaN and infinity
         return Judgement(None, (str(error),))
     if outcome.drop is None and not outcome.agreement.says_something:

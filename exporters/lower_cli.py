@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from exporters.common_cli import ALL, MAX_DROP, refuse, task_of
+from exporters.common_cli import (
+    ALL,
+    MAX_DROP,
+    MAX_IMAGES,
+    calibration_images,
+    refuse,
+    task_of,
+)
 from rfdetr_edge.demo import photo_paths
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.metadata import Precision, Uncalibrated
@@ -48,20 +55,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or .npy; others than those of --validation and --images",
     )
     group.add_argument(
-        "--max-images", type=int, default=100, help="calibration images used (default 100)"
+        "--max-images",
+        type=int,
+        metavar="N",
+        help=f"calibration images used (default {MAX_IMAGES})",
     )
     group.add_argument(
         "--observer",
         choices=("minmax", "percentile", "mse"),
-        default="minmax",
         help="how int8 ranges follow from what is seen (default minmax)",
     )
     group.add_argument(
         "--target",
         choices=("cpu", "tensorrt"),
-        default="cpu",
         help="whose int8 arithmetic an .onnx is written for (default cpu; of an engine tensorrt)",
     )
+
+
+def refuse_what_means_nothing(arguments: argparse.Namespace) -> None:
+    """Raises InputError for options that would change nothing, whatever the source."""
+    if arguments.format != "onnx":
+        refuse(arguments, "target", why="--format onnx")
+    if arguments.precision not in ("int8", *get_args(Uncalibrated)):
+        refuse(arguments, "target", why="--precision int8")
+    if arguments.calibration is None:
+        refuse(arguments, "observer", "max_images", why="--precision int8 with --calibration")
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -74,10 +92,32 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         refuse(arguments, "calibration", why="--precision int8, whose scales need images")
     elif arguments.calibration is None:
         raise InputError("int8 needs images that fix its scales: give them with --calibration")
-    if arguments.target == "tensorrt" and arguments.precision in get_args(Uncalibrated):
+    if arguments.precision in get_args(Uncalibrated):
+        if arguments.target == "tensorrt":
+            raise InputError(
+                f"TensorRT cannot run {arguments.precision}; give it --precision int8 "
+                "--calibration DIR"
+            )
+        refuse(arguments, "target", why="--precision int8")
+    _check_images(arguments)
+
+
+def _check_images(arguments: argparse.Namespace) -> None:
+    """Raises InputError for folders that hold no images, or not what AP needs."""
+    from exporters.calibration import calibration_set
+
+    if arguments.calibration is not None:
+        calibration_images(arguments)
+    given = arguments.validation or arguments.images
+    if given is not None and calibration_set(given).annotations is not None:
+        return
+    if arguments.validation is not None:
         raise InputError(
-            f"TensorRT cannot run {arguments.precision}; give it --precision int8 --calibration DIR"
+            f"{arguments.validation} has no COCO annotations to measure AP with; give an "
+            "annotated split, or --images for a comparison without AP"
         )
+    if arguments.max_drop is not None:
+        raise InputError("--max-drop needs annotated images: give them with --validation")
 
 
 def lower(arguments: argparse.Namespace, source: Path) -> str:
@@ -86,13 +126,6 @@ def lower(arguments: argparse.Namespace, source: Path) -> str:
 
     given = arguments.validation or arguments.images or photo_paths(task_of(source))
     images = calibration_set(given, limit=ALL)
-    if arguments.validation is not None and images.annotations is None:
-        raise InputError(
-            f"{arguments.validation} has no COCO annotations to measure AP with; give an "
-            "annotated split, or --images for a comparison without AP"
-        )
-    if arguments.max_drop is not None and images.annotations is None:
-        raise InputError("--max-drop needs annotated images: give them with --validation")
     return str(_LOWERING[arguments.precision](arguments, source, images))
 
 
@@ -107,16 +140,15 @@ def _lower_fp16(
 def _lower_int8(
     arguments: argparse.Namespace, source: Path, images: "CalibrationSet"
 ) -> "Judgement":
-    from exporters.calibration import calibration_set
     from exporters.precision import export_int8
 
     return export_int8(
         source,
         arguments.output,
-        calibration_set(arguments.calibration, limit=arguments.max_images),
+        calibration_images(arguments),
         images,
-        target=arguments.target,
-        observer=arguments.observer,
+        target=arguments.target or "cpu",
+        observer=arguments.observer or "minmax",
         max_drop=arguments.max_drop,
     )
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporters.calibration import CalibrationSet
-from exporters.formats import Lowering, Target, format_of, lowering_of
-from exporters.lossy import MAX_DROP, Judgement, judge
+from exporters.formats import Lowering, Target, default_max_drop, format_of, lowering_of
+from exporters.lossy import Judgement, judge
 from exporters.observers import Kind
 from exporters.report import write_report
 from exporters.sensitivity import Row, search
@@ -64,7 +64,7 @@ def export_int8(
     with _opened(source) as (session, metadata):
         against, explored = trial(session, images), trial(session, searching)
     choices = lowering.calibrated(source, ranging, metadata.input, observer, target)
-    allowed = MAX_DROP["int8"] if max_drop is None else max_drop
+    allowed = default_max_drop(output, "int8") if max_drop is None else max_drop
     found = search(choices, explored, allowed)
     origin = replace(
         metadata.provenance, calibration=Calibration(len(calibration), calibration.digest)
@@ -90,7 +90,7 @@ def export_uncalibrated(
     judging, searching = images.split()
     with _opened(source) as (session, metadata):
         against, explored = trial(session, judging), trial(session, searching)
-    allowed = MAX_DROP[precision] if max_drop is None else max_drop
+    allowed = default_max_drop(output, precision) if max_drop is None else max_drop
     found = search(lowering.uncalibrated(source, precision), explored, allowed)
     said = replace(metadata, precision=precision)
     return _hand_out(found.model, said, source, output, against, max_drop, rows=found.rows)

@@ -6,7 +6,7 @@ format of artifacts.
 """
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from exporters.formats import Choices
 from exporters.trials import Outcome, Trial
 from rfdetr_edge.backends import open_session, proving_providers
 from rfdetr_edge.errors import ArtifactError
+from rfdetr_edge.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,15 @@ def search(choices: Choices, trial: Trial, max_drop: float) -> Search:
         seen = outcome(choices.build(chosen), choices.suffix, without_ap)
         return seen.agreement.disagreement
 
-    block_costs = {
-        block: cost([layer for layer in layers if layers[layer] == block])
-        for block in dict.fromkeys(layers.values())
-    }
+    parts: dict[str, list[str]] = {}
+    for layer, block in layers.items():
+        parts.setdefault(block, []).append(layer)
+    block_costs = _each("search: blocks", parts, cost)
     model, seen = tried([*layers])
     costs: dict[str, float] = {}
     returned: set[str] = set()
     if not seen.within(max_drop):
-        costs = {layer: cost([layer]) for layer in layers}
+        costs = _each("search: layers", {layer: [layer] for layer in layers}, cost)
         order = sorted(costs, key=lambda name: -costs[name])
         count = 1
         while not seen.within(max_drop):
@@ -84,6 +85,18 @@ def search(choices: Choices, trial: Trial, max_drop: float) -> Search:
         for layer, block in layers.items()
     ]
     return Search(model, seen, tuple(rows))
+
+
+def _each(
+    label: str, parts: Mapping[str, Collection[str]], cost: Callable[[Collection[str]], float]
+) -> dict[str, float]:
+    """What each part of the network costs. label: of the progress line."""
+    costs = {}
+    with Progress(label, len(parts)) as progress:
+        for name, chosen in parts.items():
+            costs[name] = cost(chosen)
+            progress.advance()
+    return costs
 
 
 def outcome(model: bytes, suffix: str, trial: Trial) -> Outcome:

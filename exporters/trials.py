@@ -16,6 +16,7 @@ from rfdetr_edge.backends import Session
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.evaluation import Kind, PrecisionDrop, encoded, every_drop
+from rfdetr_edge.progress import Progress
 from rfdetr_edge.variants import Task
 
 
@@ -31,9 +32,15 @@ class Trial:
     reference: tuple[Detections, ...]
     document: Mapping[str, Any] | None
 
-    def run(self, candidate: Session, *, resamples: int = 0) -> "Outcome":
-        """Runs a candidate on the images. resamples: of the interval of the drop, 0 for none."""
-        found = detections(candidate, self.images.pixels())
+    def run(
+        self, candidate: Session, *, resamples: int = 0, progress: str | None = None
+    ) -> "Outcome":
+        """Runs a candidate on the images.
+
+        resamples: of the interval of the drop, 0 for none. progress: label of a progress line, None
+            for none.
+        """
+        found = _all_detections(candidate, self.images, progress)
         agreed = agreement(zip(self.reference, found, strict=True))
         if self.document is None:
             return Outcome(agreed, {}, found)
@@ -78,7 +85,14 @@ def trial(reference: Session, images: CalibrationSet) -> Trial:
     """Runs the reference on the images. Raises what the runtime raises."""
     task = Detector.from_session(reference).metadata.task
     document = None if images.annotations is None else _document(images, images.annotations, task)
-    return Trial(images, detections(reference, images.pixels()), document)
+    return Trial(images, _all_detections(reference, images, "reference on images"), document)
+
+
+def _all_detections(
+    session: Session, images: CalibrationSet, label: str | None
+) -> tuple[Detections, ...]:
+    with Progress(label or "", len(images), shown=label is not None) as progress:
+        return detections(session, images.pixels(), progress.advance)
 
 
 def _document(images: CalibrationSet, annotations: Path, task: Task) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """A progress line on stderr, for work over a second, on a terminal only."""
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
 
 _DELAY = 1.0  # seconds before the line first shows
 _INTERVAL = 0.1  # seconds between two redraws
+_TICK = 1.0  # seconds between two redraws of work without steps
 _WIDTH = 30
 _ERASE = "\r\x1b[K"
 
@@ -75,3 +79,29 @@ class Progress:
         return (
             f"{self._label} [{bar:<{_WIDTH}}] {self._done}/{self._total} {rate} {left:.0f} s left"
         )
+
+
+@contextmanager
+def waiting(label: str, *, stream: TextIO | None = None) -> Iterator[None]:
+    """Shows the seconds that have passed while one piece of work lasts that tells no steps."""
+    shown = stream or sys.stderr
+    if not shown.isatty():
+        yield
+        return
+    over = threading.Event()
+    start = time.monotonic()
+
+    def tick() -> None:
+        while not over.wait(_TICK):
+            shown.write(f"{_ERASE}{label} {time.monotonic() - start:.0f} s")
+            shown.flush()
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    ticking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticking.join()
+        shown.write(_ERASE)
+        shown.flush()

@@ -1,9 +1,11 @@
 """Settings of every test run, and real photos as a small data set."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -74,6 +76,23 @@ def _write_split(folder: Path, document: dict) -> Path:
 def write_split() -> Callable[[Path, dict], Path]:
     """Writes one split: the annotation file and the three embedded photos."""
     return _write_split
+
+
+class Terminal(io.StringIO):
+    """What a program writes to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Where progress shows, and at once, instead of on stderr."""
+    for name in ("_DELAY", "_INTERVAL", "_TICK"):
+        monkeypatch.setattr(f"rfdetr_edge.progress.{name}", 0.001)
+    shown = Terminal()
+    monkeypatch.setattr("rfdetr_edge.progress.sys", SimpleNamespace(stderr=shown))
+    return shown
 
 
 @pytest.fixture

@@ -146,12 +146,14 @@ def detector(
     rounded: type[np.int8] | type[np.uint8] | None = None,
     last: str | None = None,
     convolved: bool = False,
+    version: int = 1,
 ) -> bytes:
     """A detector of (height / 16) * (width / 16) queries.
 
     batch: None leaves it open. scores_first: the order of the outputs. rounded: what inputs and
     outputs are stored in, by COLOURS, BOXES and SCORES (128 more for uint8). last: an operator of
     this name stands behind the scores. convolved: a convolution that changes nothing stands first.
+    version: that its operators claim.
     """
     graph = Graph()
     height, width = resolution
@@ -194,6 +196,8 @@ def detector(
             stored = graph.tensor(f"stored {name}", shape, rounded, _of(rounding, rounded))
             index = graph.node("QUANTIZE", [index], stored)
         given[name] = index
+    for code in graph.model.operatorCodes:
+        code.version = version
     return graph.packed({"input": image}, given, signature=signature)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import onnx
 
 from exporters.formats import Format, Tensors
-from exporters.inspection import Inspection, inspected
+from exporters.inspection import inspected
 from exporters.onnx_graph import with_metadata
 from exporters.onnx_precision.activations import activations
 from exporters.onnx_precision.overflow import overflows
 from exporters.onnx_precision.quantize import scales
 from exporters.scales import misfit
+from exporters.weights import Inspection
 from rfdetr_edge.metadata import ModelMetadata
 
 
@@ -37,4 +38,10 @@ def _counts(artifact: Path) -> Mapping[str, int]:
     return {"nodes": len(onnx.load(artifact).graph.node)}
 
 
-FORMAT = Format(with_metadata, False, _inspected, _hidden_faults, _counts)
+FORMAT = Format(
+    with_metadata=with_metadata,
+    sidecar=False,
+    inspected=_inspected,
+    hidden_faults=_hidden_faults,
+    counts=_counts,
+)

@@ -15,6 +15,7 @@ from exporters.onnx_precision.activations import activations
 from exporters.onnx_precision.migration import migrated
 from exporters.onnx_precision.quantize import Scheme, observed, quantized
 from rfdetr_edge.metadata import InputSpec
+from rfdetr_edge.progress import Progress
 
 Float32 = NDArray[np.float32]
 
@@ -37,6 +38,23 @@ class Calibrated:
         return quantized(self.model, chosen, self.ranges, self.means, self.scheme)
 
 
+def evened(model: onnx.ModelProto, images: CalibrationSet, spec: InputSpec) -> onnx.ModelProto:
+    """The same function, cleaned, without channels that are larger than the others on the images.
+
+    Raises ArtifactError for a graph that cannot be run or gives NaN, InputError for the images.
+    """
+    clean = cleaned(model)
+    layers = linears(clean)
+    sizes: dict[str, Float32] = {}
+    with Progress("calibration: channels", len(images)) as progress:
+        for values in activations(clean, _data(layers), images.tensors(spec)):
+            for layer in layers:
+                largest = np.abs(_by_channel(values[layer.data], layer)).max(axis=0)
+                sizes[layer.data] = np.maximum(sizes.get(layer.data, largest), largest)
+            progress.advance()
+    return migrated(clean, layers, sizes)
+
+
 def calibrated(
     model: onnx.ModelProto,
     images: CalibrationSet,
@@ -44,27 +62,20 @@ def calibrated(
     scheme: Scheme,
     kind: Kind = "minmax",
 ) -> Calibrated:
-    """Cleans the graph, evens out its channels, and observes it on the images.
-
-    Raises ArtifactError for a graph that cannot be run or gives NaN, InputError for the images.
-    """
-    clean = cleaned(model)
-    layers = tuple(linears(clean))
-    sizes: dict[str, Float32] = {}
-    for values in activations(clean, _data(layers), images.tensors(spec)):
-        for layer in layers:
-            largest = np.abs(_by_channel(values[layer.data], layer)).max(axis=0)
-            sizes[layer.data] = np.maximum(sizes.get(layer.data, largest), largest)
-    even = migrated(clean, layers, sizes)
+    """Cleans the graph, evens out its channels, and observes it on the images; errors as above."""
+    even = evened(model, images, spec)
+    layers = tuple(linears(even))
     names = observed(layers, scheme)
     observers: dict[str, Observer] = {name: observer(kind, name) for name in names}
     means = {layer.data: ChannelMean(layer.data) for layer in layers}
     by_data = {layer.data: layer for layer in layers}
-    for values in activations(even, names, images.tensors(spec)):
-        for name, seen in observers.items():
-            seen.observe(values[name])
-        for name, mean in means.items():
-            mean.observe(_by_channel(values[name], by_data[name]))
+    with Progress("calibration: ranges", len(images)) as progress:
+        for values in activations(even, names, images.tensors(spec)):
+            for name, seen in observers.items():
+                seen.observe(values[name])
+            for name, mean in means.items():
+                mean.observe(_by_channel(values[name], by_data[name]))
+            progress.advance()
     return Calibrated(
         even,
         layers,

@@ -64,4 +64,4 @@ def choices(
     return Choices({layer.name: layer.block for layer in layers}, build, ".onnx")
 
 
-LOWERING = Lowering(_half, _calibrated, _uncalibrated)
+LOWERING = Lowering(half=_half, calibrated=_calibrated, uncalibrated=_uncalibrated)

@@ -21,6 +21,11 @@ from exporters.onnx_precision.channels import Graph, Labels
 Float32 = NDArray[np.float32]
 # Share of the size that moves, in the exponent: half makes both as difficult (SmoothQuant).
 _ALPHA = 0.5
+# Of what the largest channel gives the layers, activation times weight: a channel that gives less
+# counts as if it gave that much. Else one that lay idle in calibration would grow without bound,
+# and dwarf all others on an image on which it does not. (The product stays the same wherever the
+# size is, so that outliers move no other channel's floor.)
+_LEAST_SHARE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,8 @@ def migrated(
             np.maximum.at(passive, labels[ours], weights.max(axis=1)[ours])
         factors = np.ones(group.channels)
         used = (active > 0) & (passive > 0)
-        factors[used] = active[used] ** _ALPHA / passive[used] ** (1 - _ALPHA)
+        least = _LEAST_SHARE * (active * passive).max() / passive[used]
+        factors[used] = np.maximum(active[used], least) ** _ALPHA / passive[used] ** (1 - _ALPHA)
         for name in group.parameters:
             _multiply(constants[name], 1 / factors)
         for name, labels in group.readers.items():

@@ -1,9 +1,9 @@
-"""A `.tflite` that LiteRT's built-in kernels run right where it reshapes what it needs twice.
+"""A `.tflite` that LiteRT runs right without XNNPACK where it reshapes what it needs twice.
 
-To them a RESHAPE is its input under another name, in the same memory. An ADD, SUB, MUL or DIV whose
-input is read by nothing else writes its result over it. Where the reshaped tensor is itself such a
-result, LiteRT 2.3 forgets that others have yet to read it, and overwrites it; XNNPACK does not. A
-copy in front of such a RESHAPE is what helps.
+To LiteRT's own kernels a RESHAPE is its input under another name, in the same memory. An ADD, SUB,
+MUL or DIV whose input is read by nothing else writes its result over it. Where the reshaped tensor
+is itself such a result, LiteRT 2.3 forgets that others have yet to read it, and overwrites it;
+XNNPACK does not. A copy in front of such a RESHAPE is what helps.
 """
 
 from collections import Counter

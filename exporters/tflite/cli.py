@@ -3,13 +3,12 @@
 import argparse
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.common_cli import naming_lack_of_memory, refuse, task_of
+from exporters.common_cli import calibration_images, naming_lack_of_memory, refuse, task_of
 from rfdetr_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,13 +43,16 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise InputError("--batch and --raw are for --format onnx; a .tflite takes one image a run")
     if arguments.target == "tensorrt":
         raise InputError("TensorRT reads no .tflite; make an .onnx for it (--format onnx)")
+    source = arguments.source.suffix.lower()
+    if source == ".tflite":
+        refuse(arguments, *OPTIONS, why="what must be converted; the source is a .tflite")
+    if source == ".onnx" and arguments.converter == "litert-torch":
+        raise InputError("litert-torch converts checkpoints (.pth); onnx2tf converts .onnx")
 
 
 def export_tflite(arguments: argparse.Namespace, output: Path, make_onnx: MakeOnnx) -> str:
     """Writes an FP32 .tflite, and says how it went."""
     is_artifact = arguments.source.suffix.lower() == ".onnx"
-    if arguments.converter == "litert-torch" and is_artifact:
-        raise InputError("litert-torch converts checkpoints (.pth); onnx2tf converts .onnx")
     if arguments.converter == "onnx2tf" or is_artifact:
         seen = _by_onnx2tf(arguments, output, make_onnx)
     else:
@@ -70,13 +72,17 @@ def _by_onnx2tf(
     onnx2tf = find_onnx2tf(arguments.onnx2tf_python)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.source.suffix.lower() == ".onnx":
-            refuse(arguments, "shape", "antialias", "notes", "variant", why="a checkpoint")
             source = arguments.source
         else:
             source = Path(folder) / "fp32.onnx"
             make_onnx(arguments, source)
         images = None if arguments.no_verify else gate_images(arguments.images, task_of(source))
-        return export_onnx_to_tflite(source, output, onnx2tf, images=images, step=_say_step)
+        calibration = None
+        if arguments.precision == "int8":  # of the images that its ranges will be of
+            calibration = calibration_images(arguments).split()[0]
+        return export_onnx_to_tflite(
+            source, output, onnx2tf, images=images, calibration=calibration
+        )
 
 
 def _by_litert_torch(arguments: argparse.Namespace, output: Path) -> "dict[str, Comparison]":
@@ -95,13 +101,7 @@ def _by_litert_torch(arguments: argparse.Namespace, output: Path) -> "dict[str, 
         checkpoint = load_checkpoint(arguments.source, variant=arguments.variant)
         task = checkpoint.variant.task
         images = None if arguments.no_verify else gate_images(arguments.images, task)
-        return export_tflite(checkpoint, output, options, images=images, step=_say_step)
-
-
-def _say_step(step: str) -> None:
-    """Where somebody is waiting."""
-    if sys.stderr.isatty():
-        print(f"{step} ...", file=sys.stderr)
+        return export_tflite(checkpoint, output, options, images=images)
 
 
 def _quiet_converter() -> None:

@@ -6,7 +6,7 @@ up to rank 4, and deformable sampling as a matrix product.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from exporters.tflite.gate import hand_out
 from exporters.tflite.names import renamed
 from exporters.torch_reference import TorchSession, output_shapes
 from exporters.verify import Comparison
+from rfdetr_edge.errors import ArtifactError
 from trainer.checkpoint import Checkpoint
 from trainer.model.attention import DeformableAttention
 from trainer.model.rfdetr import RFDETR
@@ -45,16 +46,14 @@ def export_tflite(
     options: TfliteOptions | None = None,
     *,
     images: Sequence[Path] | None,
-    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, and compares it with the checkpoint on `images`.
 
     images: None skips the comparison, and the metadata says so; the file is run once all the same.
-    step: is told what begins, in a few words; the first takes the longest, 2 minutes of nano.
     Returns what the gate saw, by provider.
-    Raises InputError for options that do not fit the variant, and ArtifactError when the artifact
-    does not run, or does not find what the checkpoint finds: it is then kept as `<output>.rejected`
-    for inspection, and `output` is not touched.
+    Raises InputError for options that do not fit the variant, ArtifactError when litert-torch makes
+    no artifact, and when the artifact does not run, or does not find what the checkpoint finds: it
+    is then kept as `<output>.rejected` for inspection. `output` is not touched.
     """
     options = options or TfliteOptions()
     metadata = fp32_metadata(checkpoint, options.shape, options.antialias, options.notes)
@@ -70,7 +69,6 @@ def export_tflite(
         outputs,
         TorchSession(checkpoint, metadata),
         images,
-        step=step,
     )
 
 
@@ -96,5 +94,15 @@ def _converted(model: RFDETR, resolution: tuple[int, int], outputs: Sequence[str
     with warnings.catch_warnings():  # of torch.export and of libraries that are of no use here
         warnings.simplefilter("ignore")
         form = _NamedForm(model, outputs).eval().requires_grad_(False)  # less to trace
-        converted = litert_torch.convert(form, sample_kwargs={"input": example})
+        try:
+            converted = litert_torch.convert(form, sample_kwargs={"input": example})
+        except MemoryError:
+            raise
+        except Exception as error:  # of many kinds: torch's, MLIR's, and Exception itself
+            lines = str(error).strip().splitlines()
+            raise ArtifactError(
+                f"litert-torch {litert_torch.__version__} cannot convert this network: "
+                f"{type(error).__name__}: {lines[-1] if lines else 'no reason given'}; install the "
+                "versions of constraints.txt, or take --converter onnx2tf"
+            ) from error
     return renamed(converted.model_content())

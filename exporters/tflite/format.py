@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from exporters.formats import Format, Tensors
-from exporters.inspection import Inspection, fault_of
 from exporters.scales import misfit
 from exporters.tflite.activations import activations
 from exporters.tflite.graph import Product, count_nodes, products, read_model, scales
+from exporters.weights import Inspection, fault_of
 from rfdetr_edge.associated import model_of, with_document
 from rfdetr_edge.backends.litert import open_session
 from rfdetr_edge.metadata import ModelMetadata, Precision
@@ -65,4 +65,10 @@ def _counts(artifact: Path) -> Mapping[str, int]:
     }
 
 
-FORMAT = Format(_with_metadata, True, _inspected, _hidden_faults, _counts)
+FORMAT = Format(
+    with_metadata=_with_metadata,
+    sidecar=True,
+    inspected=_inspected,
+    hidden_faults=_hidden_faults,
+    counts=_counts,
+)

@@ -4,13 +4,15 @@ Input `input` (1, H, W, 3), normalised float32; outputs under the names and in t
 artifact. Knows nothing of torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
+from exporters.calibration import CalibrationSet
+from exporters.onnx_precision.int8 import evened
 from exporters.tflite.form import tflite_form
 from exporters.tflite.gate import hand_out
 from exporters.tflite.onnx2tf import Onnx2tf, converted
@@ -27,14 +29,15 @@ def export_onnx_to_tflite(
     onnx2tf: Onnx2tf,
     *,
     images: Sequence[Path] | None,
-    step: Callable[[str], None] = lambda _: None,
+    calibration: CalibrationSet | None = None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, and compares it with its source on `images`.
 
     source: an FP32 artifact of ours for one image a run.
-    images, step, what is returned and what is raised for a file that differs: see `hand_out`.
-    Raises ArtifactError for a source that is no such artifact, and InputError when the converter
-    fails.
+    calibration: where int8 is to follow. Channels that are larger than the others on these images
+        are evened out first, since TFLite has one scale for all of a tensor.
+    images, what is returned and what is raised for a file that differs: see `hand_out`.
+    Raises ArtifactError for a source that is no such artifact, and when the converter fails.
     """
     with closing(open_session(source, provider="cpu")) as reference:
         if reference.metadata_json is None:
@@ -44,7 +47,10 @@ def export_onnx_to_tflite(
             raise ArtifactError(
                 f"{source} is {metadata.precision}; a .tflite is made of the fp32 artifact"
             )
-        model = tflite_form(onnx.load(source))
+        graph = onnx.load(source)
+        if calibration is not None:
+            graph = evened(graph, calibration, metadata.input)
+        model = tflite_form(graph)
         shapes = {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)[1:]
             for value in model.graph.output
@@ -57,5 +63,4 @@ def export_onnx_to_tflite(
             shapes,
             reference,
             images,
-            step=step,
         )

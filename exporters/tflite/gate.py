@@ -1,7 +1,7 @@
 """The gate of a `.tflite` in FP32, whoever converted it: what it must hold, find and say.
 
 Built-in operators alone; one image as input, and the outputs under the names and in the order of
-the ONNX artifact; and on LiteRT's XNNPACK and on its own kernels what its source finds. Knows
+the ONNX artifact; and on LiteRT's XNNPACK and on its reference kernels what its source finds. Knows
 nothing of torch.
 """
 
@@ -17,9 +17,10 @@ from exporters.verify import Comparison, compare, reject
 from rfdetr_edge.associated import with_document, write_sidecar
 from rfdetr_edge.backends import Session, TensorSpec, open_session, proving_providers
 from rfdetr_edge.detector import Detector
-from rfdetr_edge.errors import BackendError
+from rfdetr_edge.errors import ArtifactError, BackendError
 from rfdetr_edge.files import replacing
 from rfdetr_edge.metadata import ModelMetadata
+from rfdetr_edge.progress import waiting
 
 
 def hand_out(
@@ -29,18 +30,16 @@ def hand_out(
     shapes: dict[str, tuple[int, ...]],
     reference: Session,
     images: Sequence[Path] | None,
-    *,
-    step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Comparison]:
     """Writes the artifact and its sidecar, compared with its source on `images`.
 
     convert: gives the model. metadata: names its converter.
     shapes: of the outputs in order, without the batch.
     reference: the source. images: None skips the comparison, and the metadata says so; the file is
-        run once all the same. step: is told what begins, in a few words.
-    Returns what the gate saw, by provider. Raises ArtifactError when the artifact does not run, or
-    does not find what its source finds: it is then kept as `<output>.rejected` for inspection, and
-    `output` is not touched.
+        run once all the same.
+    Returns what the gate saw, by provider. Raises ArtifactError when the artifact cannot be opened,
+    does not run, or does not find what its source finds: it is then kept as `<output>.rejected` for
+    inspection, and `output` is not touched.
     """
     tensors = {"input": (3, *metadata.input.resolution), **shapes}
     wanted = [
@@ -50,14 +49,16 @@ def hand_out(
     metadata = replace(metadata, provenance=skipped)
     seen: dict[str, Comparison] = {}
     with replacing(output) as temporary:
-        step(f"converting with {metadata.provenance.converter}")
-        model = convert()
+        with waiting(f"converting with {metadata.provenance.converter}"):
+            model = convert()
         temporary.write_bytes(with_document(model, metadata.to_json()))
         try:
             _check_operators(model)
             for provider in proving_providers(output):
-                step(f"running it on {provider}")
-                with closing(open_session(temporary, provider=provider)) as session:
+                with (
+                    waiting(f"gate on {provider}"),
+                    closing(_opened(temporary, provider)) as session,
+                ):
                     _check_tensors(session, wanted)
                     Detector.from_session(session).warm_up()
                     if images is not None:
@@ -74,6 +75,13 @@ def hand_out(
 
 class _Refused(Exception):
     """An artifact that must not be handed out, and why."""
+
+
+def _opened(artifact: Path, provider: str | None) -> Session:
+    try:
+        return open_session(artifact, provider=provider)
+    except ArtifactError as error:
+        raise _Refused(str(error)) from error
 
 
 def _check_operators(model: bytes) -> None:

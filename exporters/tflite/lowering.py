@@ -17,9 +17,9 @@ from litert_quantizer.qtyping import TFLOperationName
 from litert_quantizer.quantizer import Quantizer
 from numpy.typing import NDArray
 
+from exporters.blocks import block_of
 from exporters.calibration import CalibrationSet
 from exporters.formats import Choices, Lowering, Target, Tensors
-from exporters.linears import block_of
 from exporters.observers import Kind, Observer, observer
 from exporters.tflite.activations import activations
 from exporters.tflite.constants import halved_constants
@@ -27,6 +27,7 @@ from exporters.tflite.graph import LAYERS, Product, products, read_model
 from rfdetr_edge.associated import read_document, with_document
 from rfdetr_edge.errors import ArtifactError, InputError
 from rfdetr_edge.metadata import InputSpec, Uncalibrated
+from rfdetr_edge.progress import Progress
 
 Ranges = Mapping[str, Mapping[str, NDArray[np.float32]]]
 """By the name of a tensor its `min` and `max`, (1,) each."""
@@ -59,9 +60,11 @@ def _calibrated(
     layers = _layers(content)
     names = list(dict.fromkeys(name for layer in layers for name in (layer.data, layer.name)))
     observers: dict[str, Observer] = {name: observer(kind, name) for name in names}
-    for values in activations(content, names, images.tensors(spec)):
-        for name, seen in observers.items():
-            seen.observe(values[name])
+    with Progress("calibration: ranges", len(images)) as progress:
+        for values in activations(content, names, images.tensors(spec)):
+            for name, seen in observers.items():
+                seen.observe(values[name])
+            progress.advance()
     ranges = {name: _range(seen) for name, seen in observers.items()}
     return _choices(source, content, layers, _to_static, ranges)
 
@@ -143,4 +146,4 @@ _UNCALIBRATED: Mapping[Uncalibrated, _Rule] = {
     "int8-weight-only": _to_weight_only,
 }
 
-LOWERING = Lowering(_half, _calibrated, _uncalibrated)
+LOWERING = Lowering(half=_half, calibrated=_calibrated, uncalibrated=_uncalibrated)

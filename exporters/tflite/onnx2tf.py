@@ -14,7 +14,7 @@ from pathlib import Path
 
 import onnx
 
-from rfdetr_edge.errors import InputError
+from rfdetr_edge.errors import ArtifactError, InputError
 
 _OLDEST = (2, 6)  # the first with the direct backend as it is used here
 _MAKE_ONE = "make such an environment with `make onnx2tf-venv`"
@@ -63,7 +63,7 @@ def find_onnx2tf(python: Path | None) -> Onnx2tf:
 def converted(model: onnx.ModelProto, onnx2tf: Onnx2tf) -> bytes:
     """A `.tflite` of the graph, in FP32; images are NHWC, names of inputs and outputs stay.
 
-    Raises InputError when it makes none.
+    Raises ArtifactError when it makes none.
     """
     with tempfile.TemporaryDirectory() as folder:
         # onnx2tf writes what it simplified over its source
@@ -74,7 +74,7 @@ def converted(model: onnx.ModelProto, onnx2tf: Onnx2tf) -> bytes:
         made = output / "model_float32.tflite"
         if done.returncode == 0 and made.is_file():
             return made.read_bytes()
-        raise InputError(f"onnx2tf ({onnx2tf.python}) made no .tflite: {_reason(done)}")
+        raise ArtifactError(f"onnx2tf ({onnx2tf.python}) made no .tflite: {_reason(done)}")
 
 
 def _run(

@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from exporters.tflite.aliases import unshare
 from exporters.tflite.graph import pack, unpacked
-from rfdetr_edge.errors import InputError
+from rfdetr_edge.errors import ArtifactError
 
 _KEY = "serving_default"
 
@@ -18,8 +18,8 @@ _KEY = "serving_default"
 def signed(model: bytes, outputs: Sequence[str]) -> bytes:
     """The same model with one signature: `input`, then the outputs of these names in this order.
 
-    All its sizes are fixed, as they must be. Raises InputError for a model with other outputs, by
-    its own signature or the names of the tensors, or several inputs.
+    All its sizes are fixed, as they must be. Raises ArtifactError for a model with other outputs,
+    by its own signature or the names of the tensors, or several inputs.
     """
     file = unpacked(model)
     graph = file.subgraphs[0]
@@ -29,7 +29,7 @@ def signed(model: bytes, outputs: Sequence[str]) -> bytes:
         found |= {entry.name.decode(): entry.tensorIndex for entry in given.outputs}
     known = set(outputs) <= set(found) and len(graph.outputs) == len(outputs)
     if len(inputs) != 1 or not known:
-        raise InputError(
+        raise ArtifactError(
             f"the converter gave a model of {len(inputs)} inputs and the outputs "
             f"{', '.join(found)}; wanted are one and {', '.join(outputs)}"
         )

@@ -1,4 +1,4 @@
-"""LiteRT: runs `.tflite` files on a CPU, by XNNPACK or the built-in kernels, or by a delegate."""
+"""LiteRT: runs `.tflite` files on a CPU, by XNNPACK or its own kernels, or by a delegate."""
 
 import ctypes
 import logging
@@ -18,16 +18,17 @@ from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable, 
 from rfdetr_edge.machine import this_machine
 from rfdetr_edge.tuning import Tuning
 
-_XNNPACK, _REFERENCE = "xnnpack", "reference"
+_XNNPACK, _BUILTIN, _REFERENCE = "xnnpack", "builtin", "reference"
 _KERNELS = {
     _XNNPACK: litert.OpResolverType.AUTO,
-    _REFERENCE: litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    _BUILTIN: litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    _REFERENCE: litert.OpResolverType.BUILTIN_REF,
 }
 _LIBRARIES = (".so", ".dylib", ".dll")
 _PLUGIN = ("tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate")
 # the kind that LiteRT gives to what a delegate took over
 _DELEGATED = "DELEGATE"
-_MISSING_OPERATOR = ("unresolved custom op", "Select TensorFlow op")
+_MISSING_OPERATOR = ("unresolved custom op", "Select TensorFlow op", "Regular TensorFlow op")
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +127,9 @@ class LiteRtSession:
 def open_session(path: Path, *, provider: str | None, tuning: Tuning) -> LiteRtSession:
     """Loads a .tflite file.
 
-    provider: "xnnpack", fast kernels for CPUs, which None means too; "reference", the built-in
-        kernels alone; or the path of a delegate's library. Of the tuning, threads are of use here.
+    provider: "xnnpack", fast kernels for CPUs, which None means too; "builtin", LiteRT's own
+        kernels; "reference", the plain and slow ones that define what an operator computes; or the
+        path of a delegate's library. Of the tuning, threads are of use here.
     Raises what `backends.open_session` lists. Nodes that a delegate cannot run are left to the
     built-in kernels; that it runs some is checked.
     """
@@ -136,10 +138,10 @@ def open_session(path: Path, *, provider: str | None, tuning: Tuning) -> LiteRtS
     kinds = [node["op_name"] for node in interpreter._get_ops_details()]
     partitions = kinds.count(_DELEGATED)
     short = name.lower() if name.lower() in _KERNELS else Path(name).name.lower()
-    if short != _REFERENCE and not partitions:
+    if short not in (_BUILTIN, _REFERENCE) and not partitions:
         raise BackendError(
-            f"{short} can run no part of {path}; ask for provider={_REFERENCE!r} to run it on the "
-            "built-in kernels"
+            f"{short} can run no part of {path}; ask for provider={_BUILTIN!r} to run it on "
+            "LiteRT's own kernels"
         )
     logger.info("%s: %d nodes, of which %s runs %d parts", path, len(kinds), short, partitions)
     return LiteRtSession(interpreter, path, short, partitions)
@@ -157,7 +159,7 @@ def _load(path: Path, provider: str, threads: int) -> litert.Interpreter:
         interpreter = litert.Interpreter(
             str(path),
             num_threads=threads,
-            experimental_op_resolver_type=kernels or _KERNELS[_REFERENCE],
+            experimental_op_resolver_type=kernels or _KERNELS[_BUILTIN],
             experimental_delegates=delegates,
         )
     except ValueError as error:
@@ -183,7 +185,8 @@ def _delegate(library: str) -> Any:
     try:
         # LiteRT's own wrapper, when it fails at this, fails again as it is thrown away, on stderr
         loaded = ctypes.PyDLL(library)
-        [loaded[name] for name in _PLUGIN]
+        for name in _PLUGIN:
+            loaded[name]  # looks it up
         return litert.load_delegate(library)
     except (OSError, AttributeError, ValueError) as error:
         # not there or of another system; no delegate; no device for it

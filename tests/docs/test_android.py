@@ -1,14 +1,15 @@
 """The Java decoder of docs/android finds what `rfdetr_edge.postprocess` finds on golden outputs."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import golden_outputs
 import numpy as np
 import pytest
+from golden_outputs import keypoint_schema, raw_outputs, source_sizes
 
 from rfdetr_edge.classes import named_classes
 from rfdetr_edge.detections import Detections
@@ -18,7 +19,6 @@ from rfdetr_edge.postprocess import RawOutputs, postprocess
 REPOSITORY = Path(__file__).parents[2]
 DECODER = REPOSITORY / "docs" / "android" / "RfDetrDecoder.java"
 DRIVER = Path(__file__).parent / "DecodeCases.java"
-GOLDEN = np.load(REPOSITORY / "tests" / "golden" / "postprocess.npz")
 EVERY_PAIR = -1.0
 
 
@@ -76,23 +76,13 @@ def _floats(values: np.ndarray | None) -> bytes:
 
 
 def _golden() -> Iterator[Case]:
-    for case in json.loads(str(GOLDEN["cases"])):
-        arrays = {
-            role: GOLDEN[key]
-            for role, name in (
-                ("dets", "boxes"),
-                ("labels", "logits"),
-                ("masks", "masks"),
-                ("keypoints", "keypoints"),
-            )
-            if (key := f"{case['name']}/in_{name}") in GOLDEN
-        }
-        schema = numbered_schema(case["schema"], case["trace_alpha"]) if case["schema"] else None
-        for index, size in enumerate(GOLDEN[f"{case['name']}/in_sizes"].tolist()):
-            one = RawOutputs(**arrays).of(slice(index, index + 1))
+    for case in golden_outputs.CASES:
+        outputs, schema = raw_outputs(case), keypoint_schema(case)
+        for index, size in enumerate(source_sizes(case)):
+            one = outputs.of(slice(index, index + 1))
             for threshold in (EVERY_PAIR, *case["thresholds"]):
                 name = f"{case['name']}, image {index}, threshold {threshold}"
-                yield Case(name, one, tuple(size), case["num_select"], threshold, schema)
+                yield Case(name, one, size, case["num_select"], threshold, schema)
 
 
 def _extreme() -> Iterator[Case]:

@@ -6,7 +6,8 @@ import pytest
 from int8_graphs import parsed
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.inspection import Inspection, inspected
+from exporters.inspection import inspected
+from exporters.weights import Inspection
 from rfdetr_edge.demo import model_path
 from rfdetr_edge.metadata import Precision
 

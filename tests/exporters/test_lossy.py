@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from exporters.calibration import calibration_set
+from exporters.formats import default_max_drop
 from exporters.linears import linears
 from exporters.lossy import judge
 from exporters.onnx_cleanup import cleaned
@@ -43,6 +44,19 @@ class Source:
         onnx.save(graph, path)
         replace_metadata(path, replace(self.metadata, precision=precision))
         return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "points"),
+    [
+        (".onnx", {"fp16": 0.1, "int8": 0.5, "int8-dynamic": 0.5, "int8-weight-only": 0.5}),
+        (".tflite", {"fp16": 0.1, "int8": 1.0, "int8-dynamic": 0.5, "int8-weight-only": 0.3}),
+        (".engine", {"fp16": 0.1, "int8": 0.5}),
+    ],
+)
+def test_what_may_be_lost_follows_from_format_and_precision(suffix: str, points: dict) -> None:
+    found = {precision: default_max_drop(Path(f"m{suffix}"), precision) for precision in points}
+    assert found == points
 
 
 @pytest.fixture(scope="module")

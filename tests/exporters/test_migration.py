@@ -134,6 +134,16 @@ def test_a_channel_and_its_weights_end_up_of_the_same_size():
     np.testing.assert_allclose(found["b"], normal(4, seed=1) / factors, rtol=1e-6)
 
 
+def test_a_channel_that_lay_idle_does_not_dwarf_the_others_once_it_is_active():
+    model, data = _normalised(np.ones((4, 2), np.float32))
+    sizes = np.array([100, 1e-9, 1, 1], np.float32)
+    found = constants_of(migrated(model, linears(model), {data: sizes}))
+    grown = found["g"] / normal(4)
+    active = np.array([100, 1, 1, 1])  # on another image
+    assert (active * grown).argmax() == 0
+    np.testing.assert_allclose(grown, 1 / np.sqrt([100, 1e-3 * 100, 1, 1]), rtol=1e-6)
+
+
 def test_readers_agree_and_what_others_give_is_left_alone():
     body = (
         "n = LayerNormalization(x, g) y = Gemm(n, w)"

@@ -1,31 +1,40 @@
 """ONNX artifacts become TFLite ones that find the same, or nothing but one clear error."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tflite_graphs
 from checkpoints import save_filled, small_checkpoint
 from fill import make_images, normalize
 from graphs import metadata, save_detector
+from int8_graphs import constants_of
 
+from benchmarks.outliers import injected
 from exporters.onnx_export import export_onnx
-from exporters.tflite import from_onnx
+from exporters.tflite import from_onnx, gate
 from rfdetr_edge import Detector
 from rfdetr_edge.associated import sidecar_path
 from rfdetr_edge.backends import open_session
 from rfdetr_edge.cli import main
-from rfdetr_edge.demo import model_path
+from rfdetr_edge.demo import model_path, photo_paths
+from rfdetr_edge.errors import ArtifactError
 from trainer.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 # of the issue: dets 1e-5, labels 1e-3 on the reference kernels, dets 1e-3, labels 5e-2 on XNNPACK
 TOLERANCES = {
     "reference": {"dets": 1e-5, "labels": 1e-3, "masks": 1e-3, "keypoints": 1e-4},
+    "builtin": {"dets": 1e-5, "labels": 1e-3, "masks": 1e-3, "keypoints": 1e-4},
     "xnnpack": {"dets": 1e-3, "labels": 5e-2, "masks": 5e-2, "keypoints": 1e-2},
 }
 
@@ -90,11 +99,47 @@ def test_outputs_are_named_and_ordered_whatever_the_converter_did(
     assert sidecar_path(path).is_file()
 
 
+def test_how_long_a_conversion_lasts_is_shown(source, tmp_path, terminal):
+    python = _stand_in(tmp_path, does=f"sleep 0.1; {CONVERTS}")
+    assert _export(source, python) == 0
+    for label in ("converting with onnx2tf 2.6.9", "gate on xnnpack", "gate on reference"):
+        assert f"{label} 0 s" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
 def test_lower_precision_starts_from_what_the_converter_made(source, tmp_path):
     assert _export(source, _stand_in(tmp_path), "--precision", "int8-weight-only") == 0
     found = Detector(tmp_path / "model.tflite").metadata
     assert found.precision == "int8-weight-only"
     assert found.provenance.converter == "onnx2tf 2.6.9"
+
+
+@pytest.mark.parametrize(
+    ("options", "even"),
+    [(["--precision", "int8", "--calibration", "photos"], True), (["--no-verify"], False)],
+)
+def test_channels_are_evened_out_for_the_scales_of_int8(
+    tmp_path, monkeypatch, capsys, options, even
+):
+    """Of TFLite's, one is for all channels of a tensor."""
+    given = []
+
+    def seen(model: onnx.ModelProto, _):
+        given.append(model)
+        raise ArtifactError("seen enough")
+
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for photo in photo_paths()[:2]:
+        Path("photos", photo.name).symlink_to(photo)
+    monkeypatch.setattr(from_onnx, "converted", seen)
+    source = tmp_path / "model.onnx"
+    onnx.save(injected(onnx.load(model_path())), source)
+    assert _export(source, _stand_in(tmp_path), *options) == 1
+    assert capsys.readouterr().err.endswith("seen enough\n")
+    for block in range(6):
+        sizes = np.abs(constants_of(given[0])[f"model.encoder.blocks.{block}.norm1.weight"])
+        assert (sizes.max() < 10 * np.median(sizes)) == even
 
 
 def test_without_comparison_the_file_says_so(source, tmp_path):
@@ -113,6 +158,7 @@ def _left(folder: Path) -> list[str]:
         ({"resolution": (32, 96)}, "instead of input float32 (1, 3, 64, 96)"),
         ({"slots": 5}, "instead of input float32"),
         ({"rounded": np.int8}, "on xnnpack: "),
+        ({"version": 99}, "Didn't find op for builtin opcode"),
     ],
 )
 def test_a_file_that_differs_is_rejected(source, tmp_path, capsys, made, message):
@@ -122,18 +168,20 @@ def test_a_file_that_differs_is_rejected(source, tmp_path, capsys, made, message
 
 
 @pytest.mark.parametrize(
-    ("stand_in", "message"),
+    ("stand_in", "code", "message"),
     [
-        ({"outputs": ("one", "two")}, "the outputs boxes, scores, one, two; wanted are one and d"),
-        ({"does": "echo Unsupported; echo no MatMul >&2; exit 3"}, "made no .tflite: no MatMul"),
-        ({"does": "exit 0"}, "made no .tflite: it ended with 0, without a word"),
-        ({"does": "kill -9 $$"}, "killed by signal 9, as happens when memory runs out"),
-        ({"answers": "echo 2.4.1"}, "has onnx2tf 2.4.1, wanted is 2.6 or newer; make such"),
-        ({"answers": "exit 1"}, "has no onnx2tf; make such an environment with `make onnx2tf-v"),
+        ({"outputs": ("one", "two")}, 1, "the outputs boxes, scores, one, two; wanted are one and"),
+        ({"does": "echo Unsupported; echo no MatMul >&2; exit 3"}, 1, "made no .tflite: no MatMul"),
+        ({"does": "exit 0"}, 1, "made no .tflite: it ended with 0, without a word"),
+        ({"does": "kill -9 $$"}, 1, "killed by signal 9, as happens when memory runs out"),
+        ({"answers": "echo 2.4.1"}, 2, "has onnx2tf 2.4.1, wanted is 2.6 or newer; make such"),
+        ({"answers": "exit 1"}, 2, "has no onnx2tf; make such an environment with `make onnx2tf-"),
     ],
 )
-def test_a_converter_that_fails_is_one_clear_error(source, tmp_path, capsys, stand_in, message):
-    assert _export(source, _stand_in(tmp_path, **stand_in)) == 2
+def test_a_converter_that_fails_is_one_clear_error(
+    source, tmp_path, capsys, stand_in, code, message
+):
+    assert _export(source, _stand_in(tmp_path, **stand_in)) == code
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -197,17 +245,57 @@ def test_converters_are_for_tflite(source, capsys):
     assert capsys.readouterr().err.count("is for --format tflite") == 2
 
 
-def test_an_interrupt_leaves_the_older_file(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", [(from_onnx, "converted"), (gate, "_check_tensors")])
+def test_an_interrupt_leaves_the_older_file(source, tmp_path, monkeypatch, place):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     older = tmp_path / "model.tflite"
     older.write_text("an older artifact")
-    python = _stand_in(tmp_path)
-    monkeypatch.setattr(from_onnx, "converted", interrupted)
-    assert _export(source, python) == 130
+    monkeypatch.setattr(*place, interrupted)
+    assert _export(source, _stand_in(tmp_path)) == 130
     assert older.read_text() == "an older artifact"
     assert _left(tmp_path) == ["model.onnx", "model.tflite"]
+
+
+def test_sigterm_leaves_the_older_file_and_is_again_what_it_was(source, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "model.tflite").write_text("an older artifact")
+    halfway = []
+
+    def terminated(*_):
+        halfway.extend(_left(tmp_path))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(gate, "_check_tensors", terminated)
+    with pytest.raises(SystemExit) as ended:
+        _export(source, _stand_in(tmp_path))
+    assert ended.value.code == 143
+    assert any(".part" in name for name in halfway)
+    assert _left(tmp_path) == ["model.onnx", "model.tflite"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_ends_the_converter_and_leaves_nothing_behind(source, tmp_path):
+    temporary, begun = tmp_path / "environment" / "tmp", tmp_path / "environment" / "begun"
+    python = _stand_in(tmp_path, does=f"echo $$ > {begun}; exec sleep 60")
+    temporary.mkdir()
+    call = ["export", str(source), "-o", str(tmp_path / "m.tflite"), "--format", "tflite"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rfdetr_edge", *call, "--onnx2tf-python", str(python)],
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    try:
+        while not (begun.exists() and begun.read_text().strip()) and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 143
+    finally:
+        process.kill()
+    assert _left(tmp_path) == ["model.onnx"]
+    assert not [*temporary.glob("tmp*")]  # libraries leave other things there
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +351,7 @@ def _image(shape: tuple[int, int]) -> dict[str, np.ndarray]:
 @pytest.mark.slow  # a minute each
 @pytest.mark.parametrize("task", ["detection", "segmentation", "keypoint"])
 def test_the_embedded_models_convert(tmp_path, python, task):
-    """LiteRT's own kernels would get the keypoints wrong, were nothing copied."""
+    """LiteRT without XNNPACK would get the keypoints wrong, were nothing copied."""
     source = tmp_path / "model.onnx"
     source.write_bytes(model_path(task).read_bytes())
     assert _export(source, python) == 0
@@ -284,8 +372,9 @@ def test_a_checkpoint_goes_by_way_of_onnx(tiny_checkpoint, tmp_path, monkeypatch
     """The ONNX file is compared with the checkpoint, and the .tflite with it."""
     seen = []
 
-    def export(source: Path, output: Path, onnx2tf, *, images, step):
-        seen.append((open_session(source).inputs[0].shape, output, str(onnx2tf), images))
+    def export(source: Path, output: Path, onnx2tf, *, images, calibration):
+        shape = open_session(source).inputs[0].shape
+        seen.append((shape, output, str(onnx2tf), images, calibration))
         return {}
 
     monkeypatch.setattr(from_onnx, "export_onnx_to_tflite", export)
@@ -293,5 +382,5 @@ def test_a_checkpoint_goes_by_way_of_onnx(tiny_checkpoint, tmp_path, monkeypatch
     arguments = ["--format", "tflite", "--converter", "onnx2tf", "--onnx2tf-python", str(python)]
     options = ["--shape", "64", "96", "--no-verify", "-o", str(output)]
     assert main(["export", str(tiny_checkpoint), *arguments, *options]) == 0
-    assert seen == [((1, 3, 64, 96), output, "onnx2tf 2.6.9", None)]
+    assert seen == [((1, 3, 64, 96), output, "onnx2tf 2.6.9", None, None)]
     assert "not compared" in capsys.readouterr().out

@@ -216,6 +216,33 @@ def test_an_export_cut_short_leaves_the_older_file(older, tiny_checkpoint, monke
     assert older.read_text() == "an older artifact"
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("many\nlines\nLowering not found: aten.x\n"),
+            "Error: Lowering not found: at",
+        ),
+        (AssertionError(), "AssertionError: no reason given; install the versions of constraints"),
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("can't allocate memory\nsomewhere"), "there is not enough memory"),
+    ],
+)
+def test_a_converter_that_fails_is_one_clear_error(
+    older, tiny_checkpoint, monkeypatch, capsys, error, message
+):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(tflite_export.litert_torch, "convert", fails)
+    command = ["export", str(tiny_checkpoint), "-o", str(older), "--format", "tflite"]
+    assert main(command) == (2 if "memory" in message else 1)
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert [file.name for file in older.parent.iterdir()] == ["model.tflite"]
+
+
 def test_a_full_disk_is_named_and_leaves_the_older_file(
     exported, older, tiny_checkpoint, monkeypatch
 ):
@@ -251,6 +278,8 @@ def test_a_shape_that_does_not_fit_is_named(tiny_checkpoint, older):
     [
         (["--target", "tensorrt"], "TensorRT reads no .tflite"),
         (["--precision", "int8"], "needs images that fix its scales"),
+        (["--precision", "int8", "--calibration", "missing"], "there is no missing to calibrate"),
+        (["--precision", "fp16", "--max-drop", "1"], "--max-drop needs annotated images"),
         (["--opset", "18"], "--opset is for --format onnx"),
         (["--batch", "dynamic"], "takes one image a run"),
         (["--batch", "2"], "takes one image a run"),

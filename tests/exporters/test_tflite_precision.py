@@ -1,7 +1,9 @@
 """`.tflite` files of lower precision: made, looked into, judged on both kernels, or refused."""
 
 import errno
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
@@ -145,6 +147,23 @@ def test_an_fp32_artifact_is_lowered_judged_and_handed_out(
         )
     assert main(["verify", str(source), str(output), "--images", str(photos)]) == 0
     assert "keeps to" in capsys.readouterr().out
+
+
+def test_calibration_search_and_gate_show_how_far_they_are(
+    source: Path, photos: Path, tmp_path: Path, terminal: io.StringIO
+) -> None:
+    command = ["export", str(source), "-o", str(tmp_path / "o.tflite"), "--format", "tflite"]
+    options = ["--precision", "int8", "--calibration", str(_twice(tmp_path))]
+    assert main([*command, *options, "--images", str(photos)]) == 0
+    shown = terminal.getvalue()
+    for label, steps in {
+        "calibration: ranges": 3,
+        "search: blocks": 3,
+        "gate on xnnpack": 3,
+        "gate on reference": 3,
+    }.items():
+        assert re.search(rf"{label} \[#+\] {steps}/{steps} ", shown)
+    assert shown.endswith("\r\x1b[K")
 
 
 def _twice(folder: Path) -> Path:
@@ -352,6 +371,9 @@ def test_all_integer_is_refused_with_the_reason_and_the_nearest(
         (["--precision", "int8-dynamic", "--calibration", "d"], "whose scales need images"),
         (["--precision", "int8", "--target", "tensorrt"], "TensorRT reads no .tflite"),
         (["--precision", "fp16", "--batch", "2"], "takes one image a run"),
+        (["--precision", "fp16", "--notes", "x"], "--notes is for a checkpoint"),
+        (["--precision", "fp16", "--target", "cpu"], "--target is for --format onnx"),
+        (["--precision", "fp16", "--converter", "auto"], "--converter is for what must be conve"),
         (["--precision", "int8", "--calibration", "empty"], "empty"),
         (["--precision", "int8", "--calibration", "broken"], "no image that OpenCV can read"),
         (["--precision", "int8-dynamic", "-o", "missing/o.tflite"], "missing is no folder"),

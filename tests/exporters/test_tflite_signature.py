@@ -8,7 +8,7 @@ import tflite_graphs
 
 from exporters.tflite.signature import signed
 from rfdetr_edge.backends import open_session
-from rfdetr_edge.errors import InputError
+from rfdetr_edge.errors import ArtifactError
 
 tfl = tflite_graphs.tfl
 X = np.random.default_rng(0).normal(size=(1, 6, 4)).astype(np.float32)
@@ -58,16 +58,17 @@ def _operators(model: bytes) -> list[int]:
 def test_what_is_reshaped_and_needed_again_is_copied(tmp_path, read):
     model = _reshaped_twice(read)
     expected = np.abs(X) + ADDED - (0 if read == "nothing" else np.abs(X))
-    for provider in ("xnnpack", "reference"):
+    for provider in ("xnnpack", "builtin", "reference"):
         found = _run(signed(model, ["y"]), tmp_path, provider)
         np.testing.assert_allclose(found, expected, atol=1e-6)
     copies = _operators(signed(model, ["y"])).count(tfl.BuiltinOperator.MAXIMUM)
     assert copies == (0 if read == "nothing" else 1)
 
 
-def test_litert_overwrites_it_otherwise(tmp_path):
+@pytest.mark.parametrize("provider", ["builtin", "reference"])
+def test_litert_overwrites_it_otherwise(tmp_path, provider):
     """Should this fail with a newer LiteRT, exporters.tflite.aliases can go."""
-    found = _run(_reshaped_twice("reshape"), tmp_path, "reference")
+    found = _run(_reshaped_twice("reshape"), tmp_path, provider)
     np.testing.assert_array_equal(found, 0)
 
 
@@ -91,6 +92,6 @@ OUTPUTS = ("dets", "labels")
 )
 def test_other_outputs_are_named(outputs, wanted):
     with pytest.raises(
-        InputError, match=f"1 inputs and .*; wanted are one and {', '.join(wanted)}$"
+        ArtifactError, match=f"1 inputs and .*; wanted are one and {', '.join(wanted)}$"
     ):
         signed(tflite_graphs.detector(outputs=outputs), wanted)

@@ -245,6 +245,8 @@ def test_options_that_make_no_sense_are_named(options: dict, message: str) -> No
         (["--format", "engine", "--precision", "int8-dynamic"], "TensorRT cannot run int8-dynamic"),
         (["--format", "engine", "--precision", "fp16", "--batch", "2,2,4"], "fixed at 1, and"),
         (["--format", "engine", "--max-drop", "1"], "--max-drop is for making an artifact of"),
+        (["--format", "engine", "--opset", "18"], "--opset is for a checkpoint"),
+        (["--format", "engine", "--target", "cpu"], "--target is for --format onnx"),
         (["--batch", "1,2,4"], "--batch min,opt,max is for --format engine"),
         (["--workspace", "100"], "--workspace is for --format engine"),
         (["--print-trtexec"], "--print-trtexec is for --format engine"),

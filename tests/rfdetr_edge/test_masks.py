@@ -1,18 +1,17 @@
 """Masks: the reference's values, every form they are given in, and what is refused."""
 
-import json
 import tracemalloc
 from collections.abc import Callable, Sized
-from pathlib import Path
 
+import golden_outputs
 import numpy as np
 import pytest
+from golden_outputs import GOLDEN
 
 from rfdetr_edge.errors import InputError
 from rfdetr_edge.masks import Masks
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "postprocess.npz")
-CASES = {case["name"]: case for case in json.loads(str(GOLDEN["cases"]))}
+CASES = {case["name"]: case for case in golden_outputs.CASES}
 coco = pytest.importorskip("pycocotools.mask")
 
 

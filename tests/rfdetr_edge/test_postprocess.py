@@ -1,11 +1,10 @@
 """Detections equal upstream's, row by row (tests/golden/README.md)."""
 
-import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_outputs import CASES, GOLDEN, keypoint_schema, raw_outputs, source_sizes
 
 from rfdetr_edge.classes import ClassTable, coco_classes, named_classes, with_slots
 from rfdetr_edge.detections import Detections
@@ -13,8 +12,6 @@ from rfdetr_edge.errors import ArtifactError
 from rfdetr_edge.keypoint_schema import KeypointSchema, numbered_schema
 from rfdetr_edge.postprocess import RawOutputs, best_pairs, postprocess
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "postprocess.npz")
-CASES = json.loads(str(GOLDEN["cases"]))
 EVERY_PAIR = -1.0
 CORNERS = ("xyxy", "confidence")
 AB = named_classes("contiguous", ["a", "b"])
@@ -30,28 +27,14 @@ def _classes(case: dict) -> ClassTable:
     return with_slots(named_classes("background-first", names), case["num_classes"] + 1)
 
 
-def _schema(case: dict) -> KeypointSchema | None:
-    return numbered_schema(case["schema"], case["trace_alpha"]) if case["schema"] else None
-
-
 def _run(case: dict, threshold: float) -> list[Detections]:
-    arrays = {
-        role: GOLDEN[key]
-        for role, name in (
-            ("dets", "boxes"),
-            ("labels", "logits"),
-            ("masks", "masks"),
-            ("keypoints", "keypoints"),
-        )
-        if (key := f"{case['name']}/in_{name}") in GOLDEN
-    }
     return postprocess(
-        RawOutputs(**arrays),
-        source_sizes=[tuple(size) for size in GOLDEN[f"{case['name']}/in_sizes"].tolist()],
+        raw_outputs(case),
+        source_sizes=source_sizes(case),
         classes=_classes(case),
         num_select=case["num_select"],
         threshold=threshold,
-        schema=_schema(case),
+        schema=keypoint_schema(case),
     )
 
 

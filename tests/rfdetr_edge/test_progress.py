@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rfdetr_edge.progress import Progress
+from rfdetr_edge.progress import Progress, waiting
 
 END = "\0"
 
@@ -63,3 +63,18 @@ def test_nothing_but_what_is_said_goes_to_a_file():
         progress.advance()
         progress.say("one photo is broken")
     assert stream.getvalue() == "one photo is broken\n"
+
+
+def test_work_without_steps_shows_how_long_it_lasts(terminal):
+    stream, shown = terminal
+    with waiting("converting", stream=stream):
+        time.sleep(1.3)
+        assert shown().endswith("converting 1 s")
+    assert shown() == "\r\x1b[K"
+
+
+def test_work_without_steps_says_nothing_to_a_file():
+    stream = io.StringIO()
+    with waiting("converting", stream=stream):
+        time.sleep(1.3)
+    assert stream.getvalue() == ""
