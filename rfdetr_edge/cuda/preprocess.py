@@ -26,7 +26,7 @@ _NAME = "preprocess"
 _TOOLKIT = "/usr/local/cuda/bin"
 _BLOCK = (32, 8, 1)
 
-Size = tuple[int, int]
+_Size = tuple[int, int]
 
 
 def compile_kernel(sm: str) -> bytes:
@@ -72,7 +72,7 @@ class _Tables:
 
     packed: NDArray[np.uint8]
     starts: tuple[int, ...]
-    taps: Size
+    taps: _Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class DevicePreprocessor:
 
 
 @lru_cache(maxsize=32)
-def _tables(source: Size, target: Size, antialias: bool) -> _Tables:
+def _tables(source: _Size, target: _Size, antialias: bool) -> _Tables:
     rows, columns = (axis_taps(*axis, antialias) for axis in zip(source, target, strict=True))
     parts = (rows.first, rows.weights, columns.first, columns.weights)
     packed = np.concatenate([part.ravel().view(np.uint8) for part in parts])
