@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -180,9 +180,10 @@ class Server(BaseHTTPRequestHandler):
         if self.path == "/photo.jpg":
             self.wfile.write(JPEG)
         if self.path == "/drip.jpg":
-            for _ in range(8):
-                self.wfile.write(b".")
-                time.sleep(0.05)
+            with suppress(BrokenPipeError):  # whoever reads has enough of it
+                for _ in range(8):
+                    self.wfile.write(b".")
+                    time.sleep(0.05)
 
     def log_message(self, *_):
         pass
