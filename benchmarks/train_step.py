@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from benchmarks.exchange import Exchange
 from benchmarks.stages import environment
 from benchmarks.statistics import ratio_interval
+from rfdetr_edge.errors import RFDETREdgeError
 
 WARM_UP = 3
 STEP = {"do": "step"}
@@ -37,19 +39,19 @@ def worker(python: Path, name: str, threads: int, weights: Path) -> Exchange:
 
 def compare(peer: Path, steps: int, threads: int) -> dict[str, Any]:
     """The report: environment, both sides, and the ratios ours to upstream's."""
-    with tempfile.TemporaryDirectory() as folder:
+    rounds = []
+    with ExitStack() as processes, tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"
         ours = worker(Path(sys.executable), "ours", threads, weights)
+        processes.callback(ours.end, at_once=False)
         our_start = ours.answer()
         upstream = worker(peer / "bin" / "python", "upstream", threads, weights)
+        processes.callback(upstream.end, at_once=False)
         their_start = upstream.answer()
-    rounds = []
-    for index in range(WARM_UP + steps):
-        first, second = (ours, upstream) if index % 2 == 0 else (upstream, ours)
-        answers = {side: side.ask(STEP) for side in (first, second)}
-        rounds.append((answers[ours], answers[upstream]))
-    for side in (ours, upstream):
-        side.end(at_once=False)
+        for index in range(WARM_UP + steps):
+            first, second = (ours, upstream) if index % 2 == 0 else (upstream, ours)
+            answers = {side: side.ask(STEP) for side in (first, second)}
+            rounds.append((answers[ours], answers[upstream]))
     sides = {
         "ours": _side(our_start, [mine for mine, _ in rounds]),
         "upstream": _side(their_start, [theirs for _, theirs in rounds]),
@@ -102,7 +104,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write everything here")
     arguments = parser.parse_args()
-    report = compare(arguments.peer, arguments.steps, arguments.threads)
+    try:
+        report = compare(arguments.peer, arguments.steps, arguments.threads)
+    except RFDETREdgeError as error:
+        raise SystemExit(f"error: {error}") from None
     for name in ("ours", "upstream"):
         side = report[name]
         print(

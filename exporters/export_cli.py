@@ -85,6 +85,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     trt.add_arguments(parser)
 
 
+@tidy_when_terminated()
 def _export(arguments: argparse.Namespace) -> int:
     suffix = f".{arguments.format}"
     if arguments.output.suffix.lower() != suffix:
@@ -119,7 +120,6 @@ def _refuse_what_means_nothing(arguments: argparse.Namespace) -> None:
         refuse(arguments, *_OF_A_CHECKPOINT, *batch, why=why)
 
 
-@tidy_when_terminated()
 def _export_artifact(arguments: argparse.Namespace) -> str:
     """Writes an .onnx or .tflite, and says how it went."""
     suffix, source_suffix = f".{arguments.format}", arguments.source.suffix.lower()

@@ -36,8 +36,9 @@ class Detector:
     backend: a name of `rfdetr_edge.backends.BACKENDS`; None chooses by the file's suffix.
     provider: what executes it, e.g. "cpu" or "cuda". None takes the best of the installed build.
         It never falls back: when the provider does not start, that is a BackendError.
-    threads: CPU threads of one run. None takes what `rfdetr-edge tune` found for this artifact on
-        this machine's CPU, with all it found beside; without that it is left to the backend.
+    threads: CPU threads of one run; an engine has no use for them. None takes what `rfdetr-edge
+        tune` found for this artifact on this machine's CPU, with all it found beside; without that
+        it is left to the backend.
     class_layout: what the class slots mean, for files without rfdetr-edge metadata, such as
         upstream's own: "coco" for published COCO checkpoints, "background-last" for fine-tuned
         ones, "background-first", "contiguous". Such a file gets the antialiased resize with which

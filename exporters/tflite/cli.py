@@ -46,6 +46,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     source = arguments.source.suffix.lower()
     if source == ".tflite":
         refuse(arguments, *OPTIONS, why="what must be converted; the source is a .tflite")
+    if source != ".onnx" and arguments.converter != "onnx2tf":
+        refuse(arguments, "onnx2tf_python", why="--converter onnx2tf, or an .onnx")
     if source == ".onnx" and arguments.converter == "litert-torch":
         raise InputError("litert-torch converts checkpoints (.pth); onnx2tf converts .onnx")
 

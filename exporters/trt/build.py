@@ -123,7 +123,8 @@ def _inspected(
     batch: Batch,
 ) -> Mapping[str, int]:
     name, shape = parsed.image
-    image = (name, (batch[1], *shape[1:])) if shape[0] < 0 else None
+    smallest, best, largest = ((size, *shape[1:]) for size in batch)
+    image = (name, (smallest, best, largest)) if shape[0] < 0 else None
     layers = inspect(tensorrt, plan, image)
     _check_engine(precision, source, layers, outputs(tensorrt.module, parsed.definition))
     return layers

@@ -14,6 +14,7 @@ from exporters.trt.source import Source, check_reference, look
 from exporters.verify import reject, rejected_path
 from rfdetr_edge.associated import sidecar_path
 from rfdetr_edge.backends import open_session
+from rfdetr_edge.cuda.choice import open_cuda
 from rfdetr_edge.engine_record import EngineRecord, write_record
 from rfdetr_edge.errors import ArtifactError, BackendError, BackendUnavailable
 from rfdetr_edge.files import file_sha256, replacing
@@ -43,6 +44,7 @@ def export_engine(
     here = device()
     if here is not None and verified and source.metadata is not None:
         check_reference()  # before the build, which takes its time
+        open_cuda().close()
     built = build(tensorrt, source.path, precision, options, has_gpu=here is not None)
     return _hand_out(source, output, tensorrt, precision, built, here, images, verified)
 

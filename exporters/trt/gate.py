@@ -45,7 +45,7 @@ def _check(onnx: Session, engine: Session, images: Path | None, metadata: ModelM
         comparison = compare(onnx, engine, paths)
         passed, seen = comparison.passed, str(comparison)
     else:
-        chosen = calibration_set(paths)
+        chosen = calibration_set(paths, limit=len(paths))
         found = [detections(session, chosen.pixels()) for session in (onnx, engine)]
         agreed = agreement(zip(*found, strict=True))
         passed, seen = agreed.close, str(agreed)

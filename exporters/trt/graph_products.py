@@ -17,7 +17,7 @@ _FLOATS: Mapping[int, Precision] = {
     onnx.TensorProto.FLOAT16: "fp16",
 }
 # What TensorRT fuses away between a factor and what restores it.
-_RESHAPES = ("Reshape", "Transpose")
+_RESHAPES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 
 
 def graph_products(model: onnx.ModelProto) -> Mapping[Precision, int]:

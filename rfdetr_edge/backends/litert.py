@@ -72,7 +72,7 @@ class LiteRtSession:
     thread lets them run side by side.
 
     partitions: how many parts of the graph the delegate took over, each as one node; what is
-        between them runs on the built-in kernels. 0 without a delegate.
+        between them runs on LiteRT's own kernels. 0 without a delegate.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ def open_session(path: Path, *, provider: str | None, tuning: Tuning) -> LiteRtS
         kernels; "reference", the plain and slow ones that define what an operator computes; or the
         path of a delegate's library. Of the tuning, threads are of use here.
     Raises what `backends.open_session` lists. Nodes that a delegate cannot run are left to the
-    built-in kernels; that it runs some is checked.
+    LiteRT's own kernels; that it runs some is checked.
     """
     name = _XNNPACK if provider is None else provider
     interpreter = _load(path, name, tuning.threads or this_machine().cores)

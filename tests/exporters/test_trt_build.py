@@ -444,6 +444,7 @@ def _pretend_a_gpu(
 
     monkeypatch.setattr(engines, "device", lambda: _GPU)
     monkeypatch.setattr(engines, "open_session", opened)
+    monkeypatch.setattr(engines, "open_cuda", lambda: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(building, "inspect", lambda *_: layers)
 
 
@@ -641,7 +642,10 @@ def test_onnx_runtime_is_missed_before_the_build(
         export_engine(source, tmp_path / "m.engine", tensorrt, "fp32", EngineOptions())
 
 
-@pytest.mark.parametrize("image", [None, ("input", (2, 3, 64, 96))])
+_SHAPES = tuple((size, 3, 64, 96) for size in (1, 2, 4))
+
+
+@pytest.mark.parametrize("image", [None, ("input", _SHAPES)])
 def test_an_engine_of_an_open_batch_is_asked_with_its_shape(image: tuple | None) -> None:
     """As TensorRT's documentation has it: without a context it tells no data types."""
     shapes = {}
@@ -655,7 +659,9 @@ def test_an_engine_of_an_open_batch_is_asked_with_its_shape(image: tuple | None)
 
     inspector.get_engine_information = report
     engine = SimpleNamespace(
-        create_engine_inspector=lambda: inspector, create_execution_context=lambda: context
+        create_engine_inspector=lambda: inspector,
+        create_execution_context=lambda: context,
+        get_tensor_profile_shape=lambda name, profile: list(_SHAPES),
     )
     module = ModuleType("tensorrt")
     vars(module).update(
@@ -665,7 +671,10 @@ def test_an_engine_of_an_open_batch_is_asked_with_its_shape(image: tuple | None)
     )
     fake = Installed(module, installed("tensorrt-rtx").dialect, "10.3.0")
     assert inspect(fake, b"plan", image) == ({"Half": 1} if image else {})
-    assert shapes == dict([image] if image else [])
+    assert shapes == ({"input": _SHAPES[1]} if image else {})
+    if image:
+        with pytest.raises(InputError, match="built for --batch 1,2,4"):
+            inspect(fake, b"plan", ("input", (*_SHAPES[:2], (8, 3, 64, 96))))
 
 
 @pytest.mark.parametrize(
@@ -693,7 +702,7 @@ def test_an_engine_whose_layers_have_another_precision_is_not_handed_out(
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_an_engine_of_an_open_batch_is_inspected_for_its_best_one(
+def test_an_engine_of_an_open_batch_is_inspected_for_its_range(
     tensorrt: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -702,7 +711,7 @@ def test_an_engine_of_an_open_batch_is_inspected_for_its_best_one(
     for name, batch, options in (("open", None, _RANGE), ("fixed", 1, EngineOptions())):
         source = _detector(tmp_path / f"{name}.onnx", "fp32", batch)
         build(tensorrt, source, "fp32", options, has_gpu=True)
-    assert seen == [("input", (2, 3, 64, 96)), None]
+    assert seen == [("input", _SHAPES), None]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
