@@ -42,9 +42,8 @@ def export_engine(
     """
     look(source, precision, images, verified=verified)
     here = device()
-    if here is not None and verified and source.metadata is not None:
-        check_reference()  # before the build, which takes its time
-        open_cuda().close()
+    if here is not None:
+        _check_comparable(source, verified)
     built = build(tensorrt, source.path, precision, options, has_gpu=here is not None)
     return _hand_out(source, output, tensorrt, precision, built, here, images, verified)
 
@@ -70,10 +69,16 @@ def adopt_engine(
             f"{output} can be looked into where it will run, and there is no GPU here; run the "
             "same command there"
         )
-    if verified and source.metadata is not None:
-        check_reference()
+    _check_comparable(source, verified)
     built = adopt(tensorrt, source.path, output.read_bytes(), precision, options)
     return _hand_out(source, output, tensorrt, precision, built, here, images, verified)
+
+
+def _check_comparable(source: Source, verified: bool) -> None:
+    """Raises BackendUnavailable for what comparing will lack: before a build, which takes time."""
+    if verified and source.metadata is not None:
+        check_reference()
+        open_cuda().close()
 
 
 def _hand_out(

@@ -1,4 +1,4 @@
-"""The preprocessing kernel without a GPU."""
+"""What tests of TensorRT share: the preprocessing kernel without a GPU, and a detector."""
 
 import ctypes
 import shutil
@@ -7,8 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graphs import metadata, save_detector
 
 from rfdetr_edge.cuda.preprocess import SOURCE
+
+
+@pytest.fixture
+def onnx(tmp_path):
+    """A detector of an open batch, for 64x96."""
+    return save_detector(tmp_path / "model.onnx", batch=None, metadata_json=metadata().to_json())
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeBuffer, FakeCuda
 from fill import make_images
-from graphs import metadata, save_detector
+from graphs import metadata
 
 from rfdetr_edge import BackendError, BackendUnavailable, Detector, InputError, demo
 from rfdetr_edge.backends import open_image_session, open_session, tensorrt
@@ -31,11 +31,6 @@ def gpu(monkeypatch, kernel):
     monkeypatch.setattr(tensorrt, "compile_kernel", {"87": b"compiled"}.__getitem__)
     yield cuda
     assert cuda.faults == []
-
-
-@pytest.fixture
-def onnx(tmp_path):
-    return save_detector(tmp_path / "model.onnx", batch=None, metadata_json=metadata().to_json())
 
 
 @pytest.fixture

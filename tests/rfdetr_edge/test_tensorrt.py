@@ -38,11 +38,6 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture
-def onnx(tmp_path):
-    return save_detector(tmp_path / "model.onnx", batch=None, metadata_json=metadata().to_json())
-
-
-@pytest.fixture
 def engine(tmp_path, onnx):
     return fakes.save_engine(tmp_path / "model.engine", onnx, metadata_json=metadata().to_json())
 
