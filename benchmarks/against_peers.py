@@ -67,7 +67,7 @@ def upstream_artifact(venv: Path, checkpoint: Path, folder: Path) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    ours = artifact_contenders(arguments.models, arguments.threads, alone=False)
+    ours = artifact_contenders(arguments.models, arguments.threads)
     plan = Plan(photos(arguments.images), arguments.runs)
     outputs = [path for path in (arguments.json, arguments.html) if path is not None]
     with tempfile.TemporaryDirectory() as folder, writable(outputs, keep=[]) as files:

@@ -6,7 +6,7 @@ runs is preprocessing, what it does afterwards is postprocessing.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,7 +23,7 @@ from rfdetr_edge.backends import Session, fitting_tuning, open_session
 from rfdetr_edge.classes import Layout
 from rfdetr_edge.detector import Detector
 from rfdetr_edge.errors import BackendError, RFDETREdgeError
-from rfdetr_edge.images import read_image
+from rfdetr_edge.images import load_image
 from rfdetr_edge.tuning import Tuning
 
 _HELD = 8  # decoded frames of the camera, 6 MB each in 1080p
@@ -62,7 +62,7 @@ class _Artifact:
 
     def turn(self, path: str, mark: Mark) -> int:
         with _refusing():
-            image = read_image(path, upright=True)
+            image = load_image(path, upright=True)
             mark("decode")
             self._tap.mark = mark
             found = len(self._detector.predict(image))
@@ -92,7 +92,7 @@ class _Artifact:
 
     def _camera(self, paths: Sequence[str], fps: float, frames: int) -> dict[str, Any]:
         with _refusing():
-            held = [read_image(path, upright=True) for path in paths[:_HELD]]
+            held = [load_image(path, upright=True) for path in paths[:_HELD]]
 
             def detect(number: int) -> None:
                 self._detector.predict(held[number % len(held)])
@@ -101,16 +101,11 @@ class _Artifact:
 
 
 def load(options: Mapping[str, Any]) -> _Artifact:
-    """options: path; threads, None for what `Detector` takes; alone, False to stop its threads from
-    waiting in a loop after a run, where they would take the CPU from the next contender.
-    """
+    """options: path; threads, None for what `Detector` takes."""
     path, threads = Path(options["path"]), options["threads"]
     with _refusing():
         tuned = fitting_tuning(path) if threads is None else None
-        tuning = tuned or Tuning(threads=threads)
-        if not options["alone"]:
-            tuning = replace(tuning, spinning=False)
-        return _Artifact(path, tuning)
+        return _Artifact(path, tuned or Tuning(threads=threads))
 
 
 def _unmarked(stage: str) -> None:

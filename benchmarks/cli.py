@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from benchmarks.table import text
 
     models = arguments.models
-    contenders = artifact_contenders(models, arguments.threads, alone=len(models) == 1)
+    contenders = artifact_contenders(models, arguments.threads)
     plan = Plan(photos(arguments.images), arguments.runs, arguments.camera)
     outputs = _outputs(arguments)
     with writable([path for path, _ in outputs], keep=models) as files:

@@ -32,12 +32,10 @@ class Contender:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def artifact_contenders(
-    paths: Sequence[Path], threads: int | None, *, alone: bool
-) -> list[Contender]:
+def artifact_contenders(paths: Sequence[Path], threads: int | None) -> list[Contender]:
     """Artifacts of ours, each as `Detector` runs it, called by as much of its path as needed.
 
-    alone: nobody else takes turns with them. Raises InputError for a file that is not there.
+    Raises InputError for a file that is not there.
     """
     short = [path.name for path in paths]
     names = [path.name if short.count(path.name) == 1 else str(path) for path in paths]
@@ -48,7 +46,7 @@ def artifact_contenders(
         Contender(
             name if names[:number].count(name) == 0 else f"{name} ({number + 1})",
             "benchmarks.artifact",
-            {"path": str(path.resolve()), "threads": threads, "alone": alone},
+            {"path": str(path.resolve()), "threads": threads},
             path,
         )
         for number, (name, path) in enumerate(zip(names, paths, strict=True))

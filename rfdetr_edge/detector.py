@@ -19,6 +19,7 @@ from rfdetr_edge.binding import bind
 from rfdetr_edge.classes import Layout
 from rfdetr_edge.detections import Detections
 from rfdetr_edge.errors import BackendError, InputError, RFDETREdgeError
+from rfdetr_edge.heap import keep_freed_memory
 from rfdetr_edge.images import ImageInput, PilImage, Url, image_files, load_image
 from rfdetr_edge.metadata import ModelMetadata
 from rfdetr_edge.postprocess import RawOutputs, postprocess
@@ -100,6 +101,7 @@ class Detector:
             session.close()
             raise
         self._session = session
+        keep_freed_memory()
 
     @property
     def metadata(self) -> ModelMetadata:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from rfdetr_edge.images import read_image
+from rfdetr_edge.images import load_image
 
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -16,7 +16,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
     From the header of a JPEG or PNG file that ends as such a file does; others are decoded, as is
     one whose header cannot be made out. So a file that was cut off is found, by the InputError of
-    `read_image`; one that is damaged inside is not.
+    `load_image`; one that is damaged inside is not.
     """
     try:
         with path.open("rb") as file:
@@ -29,7 +29,7 @@ def image_size(path: Path) -> tuple[int, int]:
             size = _jpeg_size(file) if whole else None
     except (OSError, ValueError):  # ValueError: a NUL in the name
         size = None  # let the decoder say what it is
-    return size or read_image(path, upright=False).shape[:2]
+    return size or load_image(path, upright=False).shape[:2]
 
 
 def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:

@@ -23,10 +23,10 @@ Float32 = NDArray[np.float32]
 
 # Outputs that share a block: more waste products with zeros, fewer make too many calls. The fastest
 # of 4, 8, 16 and 32 for a 1080p frame with antialias.
-_BLOCK = 8
+_ROWS, _COLUMNS = 8, 16
 # Blocks of output rows in one strip. A strip's arrays stay in the cache and in memory the process
 # already holds; those of a whole frame cost more in page faults than in arithmetic.
-_STRIP = 4
+_STRIP = 6
 # Multiplications. OpenBLAS gives a larger product to threads, which go on waiting in a loop when it
 # is done and take the CPU from the model: on two cores its next run was 4 to 18 % longer.
 _ONE_THREAD = 1 << 18
@@ -88,8 +88,8 @@ class Taps:
 def axis_taps(source: int, target: int, antialias: bool) -> Taps:
     """The resize of an axis from `source` to `target` pixels, exactly as `preprocess` does it."""
     outputs: list[tuple[NDArray[np.intp], Float32]] = []
-    for start in range(0, target, _BLOCK):
-        inputs, weights = _weights(start, source, target, antialias)
+    for span in _spans(target, _ROWS):
+        inputs, weights = _weights(span, source, target, antialias)
         outputs += [(inputs[row > 0], row[row > 0]) for row in weights]
     taps = max(int(inputs[-1] - inputs[0]) + 1 for inputs, _ in outputs)
     first = np.array([min(inputs[0], source - taps) for inputs, _ in outputs], np.int32)
@@ -101,7 +101,7 @@ def axis_taps(source: int, target: int, antialias: bool) -> Taps:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """The next _BLOCK outputs of one axis: `weights (outputs, inputs) @ used pixels[inputs]`."""
+    """The next outputs of one axis: `weights (outputs, inputs) @ used pixels[inputs]`."""
 
     inputs: slice
     weights: Float32
@@ -116,8 +116,8 @@ class _Axis:
 
 
 def _resize_into(tensor: Float32, image: NDArray[Any], spec: InputSpec) -> None:
-    rows = _axis(image.shape[0], tensor.shape[1], spec.antialias)
-    columns = _axis(image.shape[1], tensor.shape[2], spec.antialias)
+    rows = _axis(image.shape[0], tensor.shape[1], spec.antialias, _ROWS)
+    columns = _axis(image.shape[1], tensor.shape[2], spec.antialias, _COLUMNS)
     # A BGR frame comes as the view frame[..., ::-1]. Copying bytes backwards takes longer than the
     # whole resize, so it stays BGR until the planes are split.
     order = -1 if image.strides[2] < 0 else 1
@@ -131,7 +131,7 @@ def _resize_into(tensor: Float32, image: NDArray[Any], spec: InputSpec) -> None:
 
     for first in range(0, len(rows.blocks), _STRIP):
         strip = rows.blocks[first : first + _STRIP]
-        target = tensor[:, first * _BLOCK : (first + _STRIP) * _BLOCK]  # (3, S, W)
+        target = tensor[:, first * _ROWS : (first + _STRIP) * _ROWS]  # (3, S, W)
         lines = _resize_rows(image, rows.used, strip, samples, target.shape[1])
         planes = lines.reshape(len(lines), -1, 3).transpose(2, 0, 1)[::order]
         scaled = np.multiply(planes, scale, order="C")  # (3, S, used columns)
@@ -148,11 +148,11 @@ def _resize_rows(
     """One strip of `count` output rows, (S, used columns * 3); its columns are not yet resized."""
     width = image.shape[1] * 3 if samples is None else len(samples)
     lines = np.empty((count, width), np.float32)
-    for block, top in zip(strip, range(0, count, _BLOCK), strict=True):
+    for block, top in zip(strip, range(0, count, _ROWS), strict=True):
         pixels = image[used[block.inputs]].reshape(block.weights.shape[1], -1)
         if samples is not None:
             pixels = pixels.take(samples, axis=1)
-        _multiply(block.weights, pixels.astype(np.float32), lines[top : top + _BLOCK])
+        _multiply(block.weights, pixels.astype(np.float32), lines[top : top + _ROWS])
     return lines
 
 
@@ -160,28 +160,28 @@ def _resize_columns(planes: Float32, columns: _Axis, width: int) -> Float32:
     """(3, S, used columns) -> (3, S, width)."""
     stacked = planes.reshape(-1, planes.shape[2])
     resized = np.empty((len(stacked), width), np.float32)
-    for block, left in zip(columns.blocks, range(0, width, _BLOCK), strict=True):
-        outputs = resized[:, left : left + _BLOCK]
+    for block, left in zip(columns.blocks, range(0, width, _COLUMNS), strict=True):
+        outputs = resized[:, left : left + _COLUMNS]
         _multiply(stacked[:, block.inputs], block.weights.T, outputs)
     return resized.reshape(*planes.shape[:2], width)
 
 
 def _multiply(left: Float32, right: Float32, out: Float32) -> None:
     """`left @ right` into `out`, on this thread alone."""
-    (height, inner), width = left.shape, right.shape[1]
-    step = max(_ONE_THREAD // (inner * min(height, width)), 1)
-    for start in range(0, max(height, width), step):
-        part = slice(start, start + step)
-        if width > height:
-            np.matmul(left, right[:, part], out=out[:, part])
-        else:
-            np.matmul(left[part], right, out=out[part])
+    if right.shape[1] > len(left):
+        left, right, out = right.T, left.T, out.T
+    step = max(_ONE_THREAD // right.size, 1)
+    whole = len(left) // step * step
+    if whole:  # all pieces of this size in one call
+        pieces = left[:whole].reshape(-1, step, left.shape[1])
+        np.matmul(pieces, right, out=out[:whole].reshape(-1, step, right.shape[1]))
+    np.matmul(left[whole:], right, out=out[whole:])
 
 
 @lru_cache(maxsize=32)
-def _axis(source: int, target: int, antialias: bool) -> _Axis:
-    """The blocks that bring an axis from `source` to `target` pixels."""
-    parts = [_weights(start, source, target, antialias) for start in range(0, target, _BLOCK)]
+def _axis(source: int, target: int, antialias: bool, size: int) -> _Axis:
+    """Blocks of `size` outputs that bring an axis from `source` to `target` pixels."""
+    parts = [_weights(span, source, target, antialias) for span in _spans(target, size)]
     used = np.unique(np.concatenate([inputs for inputs, _ in parts]))
     blocks = []
     for inputs, weights in parts:
@@ -193,10 +193,15 @@ def _axis(source: int, target: int, antialias: bool) -> _Axis:
     return _Axis(used, tuple(blocks))
 
 
+def _spans(target: int, size: int) -> list[range]:
+    """All outputs of an axis, `size` at a time."""
+    return [range(start, min(start + size, target)) for start in range(0, target, size)]
+
+
 def _weights(
-    start: int, source: int, target: int, antialias: bool
+    outputs: range, source: int, target: int, antialias: bool
 ) -> tuple[NDArray[np.intp], Float32]:
-    """Source positions (n,) and weights (outputs, n) of the block that begins at `start`.
+    """Source positions (n,) and weights (outputs, n) of neighbouring outputs.
 
     Half-pixel centres: output i lies at (i + 0.5) * source / target, its neighbours are weighted
     by a triangle of half-width 1, with `antialias` widened to the scale when shrinking and cut at
@@ -204,7 +209,7 @@ def _weights(
     the exact ones move the normalised tensor by up to 1e-4.
     """
     scale = np.float32(source) / np.float32(target)
-    exact = float(scale) * (np.arange(start, min(start + _BLOCK, target)) + 0.5)
+    exact = float(scale) * (np.arange(outputs.start, outputs.stop) + 0.5)
     reach = max(float(scale), 1.0) if antialias else 1.0
     low = max(int(exact[0] - reach) - 1, 0)
     inputs = np.arange(low, min(int(exact[-1] + reach) + 2, source), dtype=np.intp)

@@ -40,8 +40,11 @@ logger = logging.getLogger(__name__)
 class Tuning:
     """Settings of ONNX Runtime; without arguments its own defaults.
 
+    Between runs no thread waits in a loop, whatever they are.
+
     threads: CPU threads of one run; None for one a core, each bound to its own.
-    spinning: idle threads wait for work in a loop, which takes the CPU from all others.
+    spinning: while a run goes on, idle threads wait for work in a loop, which takes the CPU from
+        others.
     arena: memory of a run is kept for the next one.
     optimization: the level at which ONNX Runtime rewrites the graph.
     optimized: a file in the artifact's folder, the graph rewritten so and saved, to be loaded

@@ -138,6 +138,9 @@ def _options(tuning: Tuning, optimization: Optimization) -> ort.SessionOptions:
     options.graph_optimization_level = _LEVELS[optimization]
     options.enable_cpu_mem_arena = tuning.arena
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(tuning.spinning)))
+    # Else threads that spin go on for some 20 ms after a run, on cores that others need by then;
+    # the next run starts them as fast.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if tuning.threads is not None:
         options.intra_op_num_threads = tuning.threads
     return options

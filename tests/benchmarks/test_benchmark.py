@@ -23,7 +23,7 @@ RUNS = 3
 def report() -> Report:
     """The embedded model beside a contender that does nothing and knows no other scenario."""
     contenders = [
-        *artifact_contenders([MODEL], 1, alone=False),
+        *artifact_contenders([MODEL], 1),
         Contender("nothing", "benchmarks.nothing"),
     ]
     plan = Plan(PHOTOS, RUNS, fps=50.0, starts=2)
@@ -80,7 +80,7 @@ def test_the_report_says_how_it_was_made(report: Report) -> None:
         "cpu",
         [384, 384],
     )
-    assert about["settings"].startswith("threads 1, no spinning")
+    assert about["settings"].startswith("threads 1, spinning")
     assert {"rfdetr-edge", "numpy", "onnxruntime"} <= set(about["versions"])
     assert report.overhead > 0
     assert report.machine["cores"] >= 1
@@ -88,7 +88,7 @@ def test_the_report_says_how_it_was_made(report: Report) -> None:
 
 
 def test_a_file_of_another_exporter_is_timed_without_its_classes(tmp_path: Path) -> None:
-    [contender] = artifact_contenders([save_detector(tmp_path / "other.onnx")], 1, alone=True)
+    [contender] = artifact_contenders([save_detector(tmp_path / "other.onnx")], 1)
     with Running(contender, PHOTOS[0]) as running:
         assert list(running.turn(PHOTOS[1]).stages)[-1] == "postprocess"
         assert running.ask("about")["precision"] is None

@@ -21,7 +21,7 @@ def test_onnxruntime_by_hand_finds_what_we_find() -> None:
     with Detector(demo.model_path()) as detector:
         ours = len(detector.predict(PHOTO))
     assert abs(turn.detections - ours) <= 1  # Pillow resizes to bytes
-    assert about["settings"] == "threads 1, no spinning"
+    assert about["settings"] == "threads 1, spinning"
     assert {"onnxruntime", "pillow"} <= set(about["versions"])
     assert about["scenarios"] == []
 

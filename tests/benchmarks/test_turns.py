@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,12 +165,12 @@ def test_names_are_short_where_that_is_enough(tmp_path: Path) -> None:
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    found = artifact_contenders([*paths, paths[2]], 1, alone=False)
+    found = artifact_contenders([*paths, paths[2]], 1)
     assert [one.name for one in found[:2]] == [str(path) for path in paths[:2]]
     assert len({one.name for one in found}) == 4
     assert found[2].file == paths[2]
     with pytest.raises(InputError, match=r"o\.onnx: no such file"):
-        artifact_contenders([tmp_path / "o.onnx"], None, alone=True)
+        artifact_contenders([tmp_path / "o.onnx"], None)
 
 
 def test_the_overhead_is_measured() -> None:
@@ -193,9 +194,12 @@ def test_nothing_has_the_stages_of_something() -> None:
         assert running.start.cold_ms > running.start.import_ms + running.start.first_ms
 
 
-def test_alone_a_model_runs_as_for_users_and_beside_others_its_threads_rest() -> None:
-    for alone in (True, False):
-        [contender] = artifact_contenders([demo.model_path()], None, alone=alone)
-        with Running(contender, demo.photo_paths()[0]) as running:
-            settings = running.ask("about")["settings"]
-        assert ("no spinning" in settings) == (not alone)
+def test_the_threads_of_a_model_rest_while_others_have_their_turn() -> None:
+    [contender] = artifact_contenders([demo.model_path()], 2)
+    photo = demo.photo_paths()[0]
+    with Running(contender, photo) as running:
+        assert running.ask("about")["settings"].startswith("threads 2, spinning")
+        running.turn(photo)
+        time.sleep(0.2)
+        # ONNX Runtime's threads would go on spinning for some 20 ms each
+        assert running.turn(photo).idle_cpu_ms < 10

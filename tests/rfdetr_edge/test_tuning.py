@@ -86,6 +86,7 @@ def settings_of(options):
 def test_a_session_is_opened_with_the_settings_of_its_tuning(artifact, loaded, tuning):
     open_session(artifact, tuning=tuning).close()
     assert [(path, settings_of(options)) for path, options in loaded] == [(artifact, tuning)]
+    assert [o.get_session_config_entry("session.force_spinning_stop") for _, o in loaded] == ["1"]
 
 
 def test_a_tuning_without_arguments_is_the_default_of_the_library(artifact, loaded):
