@@ -25,6 +25,7 @@ from benchmarks.statistics import Summary, summary
 from benchmarks.table import aligned, digits
 from rfdetr_edge import __version__
 from rfdetr_edge.classes import coco_classes
+from rfdetr_edge.heap import keep_freed_memory
 from rfdetr_edge.machine import this_machine
 from rfdetr_edge.metadata import InputSpec
 from rfdetr_edge.postprocess import RawOutputs, postprocess
@@ -105,6 +106,7 @@ def environment() -> dict[str, str]:
 
 def print_report() -> None:
     """Measures in this very process. argv: runs."""
+    keep_freed_memory()  # as every `Detector` does
     found = measure(stages(), int(sys.argv[1]))
     latencies = {name: asdict(latency) for name, latency in found.items()}
     print(json.dumps({"environment": environment(), "warm_up": WARM_UP, "stages": latencies}))

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.result import Report, Result
-from benchmarks.statistics import Summary
+from benchmarks.statistics import Ratio, Summary, ratio
 
 _UNKNOWN = "-"
+_MODEL = "infer"  # the stage that is the model's alone
 
 Table = Sequence[Sequence[str]]
 """Rows of cells; the first row names the columns."""
@@ -94,13 +95,18 @@ def _percentiles(prefix: str, of: Callable[[Result], Summary | None]) -> Columns
     return {prefix + name: column(pick) for name, pick in picks.items()}
 
 
-def _ratio(one: Result) -> str:
-    return _UNKNOWN if one.ratio is None else f"{one.ratio.value:.3f}"
+def _ratio(name: str, of: Callable[[Result], Ratio | None]) -> Columns:
+    """A ratio to the first contender, and its interval."""
 
+    def value(one: Result) -> str:
+        found = of(one)
+        return _UNKNOWN if found is None else f"{found.value:.3f}"
 
-def _ratio_interval(one: Result) -> str:
-    found = one.ratio
-    return _UNKNOWN if found is None else f"{found.low:.3f} to {found.high:.3f}"
+    def interval(one: Result) -> str:
+        found = of(one)
+        return _UNKNOWN if found is None else f"{found.low:.3f} to {found.high:.3f}"
+
+    return {name: value, "95 %": interval}
 
 
 _LATENCY: Columns = {
@@ -108,8 +114,7 @@ _LATENCY: Columns = {
     "n": lambda one: str(one.latency.n),
     "mean": lambda one: digits(one.latency.mean),
     **_percentiles("", lambda one: one.latency),
-    "ratio": _ratio,
-    "95 %": _ratio_interval,
+    **_ratio("ratio", lambda one: one.ratio),
     "images/s": lambda one: digits(one.fps),
     "pipelined": lambda one: digits(one.pipelined_fps),
 }
@@ -119,7 +124,17 @@ def _stages(results: Sequence[Result]) -> Columns:
     def column(name: str) -> Callable[[Result], str]:
         return lambda one: digits(one.stages[name].p50 if name in one.stages else None)
 
-    return {name: column(name) for one in results for name in one.stages}
+    columns = {name: column(name) for one in results for name in one.stages}
+    first = results[0]
+    if _MODEL not in first.stages:
+        return columns
+
+    def ratio_of_model(one: Result) -> Ratio | None:
+        if one is first or _MODEL not in one.stages:
+            return None
+        return ratio(*(np.array(each.samples.stages[_MODEL]) for each in (one, first)))
+
+    return {**columns, **_ratio(f"{_MODEL}: ratio", ratio_of_model)}
 
 
 def _median(of: Callable[[Any], float]) -> Callable[[Result], str]:

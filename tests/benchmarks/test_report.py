@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from latency_reports import accuracy, report, result
+from latency_reports import STAGES, accuracy, report, result
 
 from benchmarks.chart import ap_interval
 from benchmarks.outputs import writable
@@ -77,6 +78,19 @@ def test_the_table_refuses_what_is_not_known(full: Report) -> None:
     assert tables(full)["Accuracy"][2][-1] == "1.00 (0.40 to 1.60)"
 
 
+def test_the_stages_compare_the_models_alone(full: Report) -> None:
+    first, second = full.results
+    samples = second.samples
+    slower = {**samples.stages, "infer": [2 * value for value in samples.stages["infer"]]}
+    doubled = replace(second, samples=replace(samples, stages=slower))
+    names, *rows = tables(replace(full, results=[first, doubled]))["Stages, median ms"]
+    assert [row[names.index("infer: ratio")] for row in rows] == ["-", "1.000"]
+    assert [row[names.index("95 %")] for row in rows] == ["-", "1.000 to 1.000"]
+    unknown = replace(first, stages={"predict": first.latency})
+    names, *_ = tables(replace(full, results=[unknown, second]))["Stages, median ms"]
+    assert "infer: ratio" not in names
+
+
 def test_text_says_what_the_figures_mean_nothing_without(full: Report) -> None:
     shown = text(full)
     assert "cpu: Some <CPU>" in shown
@@ -85,7 +99,7 @@ def test_text_says_what_the_figures_mean_nothing_without(full: Report) -> None:
     assert "a turn of nothing: 0.125 ms" in shown
     assert shown.splitlines()[-1] == "warning: it was <hot>"
     stages = [line for line in shown.splitlines() if line.startswith("int8.onnx  ")][1]
-    numbers = [float(cell) for cell in _cells(stages)[1:]]
+    numbers = [float(cell) for cell in _cells(stages)[1 : 1 + len(STAGES)]]
     assert sum(numbers) == pytest.approx(full.results[1].latency.p50, rel=0.01)
 
 
