@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
         artifact = upstream_artifact(arguments.peer, arguments.checkpoint, Path(folder))
         theirs = peers(arguments.peer, arguments.checkpoint, artifact, arguments.threads)
         # upstream first: the ratios are against it
-        with Progress("rounds", plan.warm_up + plan.runs) as progress:
+        with Progress("rounds", plan.rounds) as progress:
             report = measure([*theirs, *ours], plan, advance=progress.advance)
         for path, file in zip(outputs, files, strict=True):
             document = report.to_json() if path == arguments.json else page(report)

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     outputs = _outputs(arguments)
     with writable([path for path, _ in outputs], keep=models) as files:
         found = _accuracies(arguments)
-        with Progress("rounds", plan.warm_up + plan.runs) as progress:
+        with Progress("rounds", plan.rounds) as progress:
             report = measure(contenders, plan, advance=progress.advance)
         if found:
             report = report.with_accuracies(arguments.dataset, found)

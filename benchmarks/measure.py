@@ -1,4 +1,9 @@
-"""A whole benchmark: contenders side by side, one scenario after the other."""
+"""A whole benchmark: contenders side by side, one scenario after the other.
+
+Two processes of one model differ for as long as they live, by up to 2 %, and the one that was
+started first was the slower one more often. So each contender has several processes one after the
+other, which share the rounds, and another contender is started first each time.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,10 +20,10 @@ from benchmarks.overhead import overhead
 from benchmarks.result import Camera, Report, Result, Samples
 from benchmarks.statistics import median_interval, ratio, summary
 from benchmarks.steadiness import doubts, gpu_doubts
-from benchmarks.turns import Rounds, take_turns
+from benchmarks.turns import Rounds, joined, take_turns
 from rfdetr_edge.image_size import image_size
 
-_WARM_UP = 20  # rounds, and no more than are counted
+_WARM_UP = 10  # rounds of each process, and no more than are counted
 _BLOCKS = 5  # of pipelined images, in turns as well
 _BLOCK = 20  # images
 
@@ -28,18 +33,29 @@ class Plan:
     """What is measured.
 
     images: files, gone through again and again. runs: rounds that count, and frames of the camera.
-    fps: of the camera; None for no camera. starts: processes of each contender.
+    fps: of the camera; None for no camera. starts: processes of each contender, each after the
+    other, that share the rounds.
     """
 
     images: Sequence[Path]
     runs: int
     fps: float | None = None
-    starts: int = 3
+    starts: int = 4  # of two contenders each is started first as often
 
     @property
     def warm_up(self) -> int:
-        """Rounds before those that count."""
-        return min(_WARM_UP, self.runs)
+        """Rounds of each process before those that count."""
+        return min(_WARM_UP, -(-self.runs // self.starts))
+
+    @property
+    def shares(self) -> list[int]:
+        """Rounds of each process that count."""
+        return [len(range(start, self.runs, self.starts)) for start in range(self.starts)]
+
+    @property
+    def rounds(self) -> int:
+        """All of them."""
+        return self.starts * self.warm_up + self.runs
 
 
 def measure(contenders: Sequence[Contender], plan: Plan, *, advance: Callable[[], None]) -> Report:
@@ -50,20 +66,26 @@ def measure(contenders: Sequence[Contender], plan: Plan, *, advance: Callable[[]
     """
     settings = _settings(plan)
     images = [path.resolve() for path in plan.images]
-    with ExitStack() as stack:
-        facts = machine()
-        # all of them once before any a second time, so that a mistake in the last shows at once
-        running = [stack.enter_context(Running(one, images[0])) for one in contenders]
-        starts = [[one.start, *_starts(one.contender, images[0], plan)] for one in running]
-        with logged(TEGRASTATS) as tegra, logged(NVIDIA_SMI) as gpus:
-            rounds = take_turns(running, images, plan.runs, warm_up=plan.warm_up, advance=advance)
-            facts |= said(rounds.moments, tegra(), gpus())
-        answers = _answers(running, starts, images, plan)
+    parts: list[Rounds] = []
+    starts: list[list[Start]] = []
+    facts = machine()
+    with logged(TEGRASTATS) as tegra, logged(NVIDIA_SMI) as gpus:
+        for number, share in enumerate(plan.shares):
+            with ExitStack() as stack:
+                running = _started(contenders, number, images[0], stack)
+                starts.append([one.start for one in running])
+                part = take_turns(running, images, share, warm_up=plan.warm_up, advance=advance)
+                parts.append(part)
+                if number == plan.starts - 1:
+                    by_contender = list(zip(*starts, strict=True))
+                    answers = _answers(running, by_contender, images, plan)
+        rounds = joined(parts)
+        facts |= said(rounds.moments, tegra(), gpus())
     results = [
         _result(one, plan, answer, number, rounds)
         for number, (one, answer) in enumerate(zip(contenders, answers, strict=True))
     ]
-    noticed = doubts([one.name for one in contenders], rounds)
+    noticed = doubts([one.name for one in contenders], parts)
     noticed += gpu_doubts(facts.get("gpu_meters", {}))
     return Report(settings, facts, results, noticed, overhead())
 
@@ -90,13 +112,14 @@ def _settings(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _starts(contender: Contender, first: Path, plan: Plan) -> list[Start]:
-    """Of all processes but the first, which stays."""
-    found = []
-    for _ in range(plan.starts - 1):
-        with Running(contender, first) as once:
-            found.append(once.start)
-    return found
+def _started(
+    contenders: Sequence[Contender], first: int, image: Path, stack: ExitStack
+) -> list[Running]:
+    """A process of each, in their order; started from the `first` on, around to that before it."""
+    count = len(contenders)
+    order = [(first + place) % count for place in range(count)]
+    running = {index: stack.enter_context(Running(contenders[index], image)) for index in order}
+    return [running[index] for index in range(count)]
 
 
 def _answers(

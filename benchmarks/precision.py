@@ -3,8 +3,9 @@
 Scales come from training photos; AP is that of validation and test photos together, which took no
 part in training or calibration. The model is tried as it is, with activation outliers as pretrained
 encoders have them, and with channels beyond the range of half precision (benchmarks.outliers): the
-same function each time. Beside ours stands onnxruntime's own static INT8 at its defaults. A .tflite
-is tried as it is, and alone.
+same function each time. Beside ours stands onnxruntime's own static INT8 at its defaults. With
+--onnx2tf-python each of these becomes a .tflite first, evened out as `rfdetr-edge export MODEL.onnx
+--format tflite --precision int8` does it. A .tflite is tried as it is, and alone.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from benchmarks.stages import environment
 from exporters.calibration import CalibrationSet, annotated_set, calibration_set
 from exporters.onnx_graph import replace_metadata
 from exporters.precision import export_fp16, export_int8, export_uncalibrated
+from exporters.tflite.from_onnx import export_onnx_to_tflite
+from exporters.tflite.onnx2tf import Onnx2tf, find_onnx2tf
 from exporters.trials import Outcome, trial
 from rfdetr_edge.annotations import read_annotations
 from rfdetr_edge.backends import open_session
@@ -100,12 +103,17 @@ WAYS: Mapping[str, _Way] = {
 ONNX_WAYS: Mapping[str, _Way] = {**WAYS, "int8, onnxruntime's defaults": plain_int8}
 
 
-def measure(model: Path, photos: Photos) -> Iterator[dict[str, Any]]:
-    """A row for each kind of weights and each way, as they come."""
+def measure(
+    model: Path, photos: Photos, onnx2tf: Onnx2tf | None = None
+) -> Iterator[dict[str, Any]]:
+    """A row for each kind of weights and each way, as they come.
+
+    onnx2tf: to try them as .tflite.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, f"output{model.suffix}")
-        ways = ONNX_WAYS if model.suffix == ".onnx" else WAYS
-        for weights, source in _sources(model, Path(folder)):
+        for weights, source in _sources(model, photos, onnx2tf, Path(folder)):
+            output = Path(folder, f"output{source.suffix}")
+            ways = ONNX_WAYS if source.suffix == ".onnx" else WAYS
             for name, way in ways.items():
                 row = {"weights": weights, "precision": name}
                 try:
@@ -121,7 +129,9 @@ def measure(model: Path, photos: Photos) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _sources(model: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+def _sources(
+    model: Path, photos: Photos, onnx2tf: Onnx2tf | None, folder: Path
+) -> Iterator[tuple[str, Path]]:
     """The model with each kind of weights."""
     if model.suffix != ".onnx":
         yield "as trained", model
@@ -129,7 +139,13 @@ def _sources(model: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     source = folder / "source.onnx"
     for weights, change in WEIGHTS.items():
         onnx.save(change(onnx.load(model)), source)
-        yield weights, source
+        if onnx2tf is None:
+            yield weights, source
+            continue
+        converted = source.with_suffix(".tflite")
+        ranging, _ = photos.calibration.split()
+        export_onnx_to_tflite(source, converted, onnx2tf, images=None, calibration=ranging)
+        yield weights, converted
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
@@ -174,12 +190,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision")
     parser.add_argument("model", type=Path, help="FP32 artifact trained on BCCD")
     parser.add_argument("--bccd", type=Path, required=True, help="folder of train, valid and test")
+    parser.add_argument("--onnx2tf-python", type=Path, help="try .tflite files, made with this")
     parser.add_argument("--json", type=Path, help="also write everything here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         photos = bccd_photos(arguments.bccd, Path(scratch))
         rows = []
-        for row in measure(arguments.model, photos):
+        onnx2tf = arguments.onnx2tf_python and find_onnx2tf(arguments.onnx2tf_python)
+        for row in measure(arguments.model, photos, onnx2tf):
             print(json.dumps(row), flush=True)
             rows.append(row)
     report = {

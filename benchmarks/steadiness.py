@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.meters import Moment
 from benchmarks.statistics import Samples
-from benchmarks.turns import Rounds
+from benchmarks.turns import Rounds, joined
 
 _DRIFT = 0.05  # of the median, between the first and the last third
 _LEAST = 30  # samples that a drift is seen in
@@ -28,12 +28,16 @@ def drift(samples: Samples) -> float | None:
     return float(last / first - 1)
 
 
-def doubts(names: Sequence[str], rounds: Rounds) -> list[str]:
-    """A line on each thing that was noticed; none of a steady run on a quiet machine."""
+def doubts(names: Sequence[str], parts: Sequence[Rounds]) -> list[str]:
+    """A line on each thing that was noticed; none of a steady run on a quiet machine.
+
+    parts: of the run, one after the other; what happens between them does not count.
+    """
+    rounds = joined(parts)
     return [
         *_drifts(names, rounds),
         *_idle(names, rounds),
-        *_others(rounds),
+        *_others(parts),
         *_heat(rounds.moments),
     ]
 
@@ -68,13 +72,16 @@ def _idle(names: Sequence[str], rounds: Rounds) -> list[str]:
     return lines
 
 
-def _others(rounds: Rounds) -> list[str]:
-    first, last = rounds.moments[0].load, rounds.moments[-1].load
-    if first is None or last is None:
-        return []
-    seconds = sum(rounds.spans)
-    busy = (last.busy - first.busy - rounds.cpu_seconds) / seconds
-    stolen = (last.stolen - first.stolen) / seconds
+def _others(parts: Sequence[Rounds]) -> list[str]:
+    seconds = busy = stolen = 0.0
+    for part in parts:
+        first, last = part.moments[0].load, part.moments[-1].load
+        if first is None or last is None:
+            return []
+        seconds += sum(part.spans)
+        busy += last.busy - first.busy - part.cpu_seconds
+        stolen += last.stolen - first.stolen
+    busy, stolen = busy / seconds, stolen / seconds
     lines = []
     if busy > _OTHERS:
         lines.append(f"other processes took {busy:.2f} cores meanwhile")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -65,13 +66,26 @@ def take_turns(
             looked = end
         advance()
     moments.append(Moment.now())
-    columns = list(zip(*rounds, strict=True))
+    columns = [[row[index] for row in rounds] for index in range(len(running))]
     return Rounds(
         turns=[[turn for turn, _ in column] for column in columns],
         joules=[sum(joules for _, joules in column) for column in columns] if meter else None,
         moments=moments,
         spans=spans,
         cpu_seconds=_cpu_seconds(running) - used,
+    )
+
+
+def joined(parts: Sequence[Rounds]) -> Rounds:
+    """What the same contenders did one time after the other, as one run."""
+    columns = zip(*(part.turns for part in parts), strict=True)
+    joules = [part.joules for part in parts if part.joules is not None]
+    return Rounds(
+        turns=[list(chain.from_iterable(column)) for column in columns],
+        joules=[sum(row) for row in zip(*joules, strict=True)] if joules else None,
+        moments=list(chain.from_iterable(part.moments for part in parts)),
+        spans=list(chain.from_iterable(part.spans for part in parts)),
+        cpu_seconds=sum(part.cpu_seconds for part in parts),
     )
 
 

@@ -89,6 +89,7 @@ def _close(arguments: argparse.Namespace, reference: "Session") -> "Judgement":
     metadata = Detector.from_session(reference).metadata
     given = arguments.images or photo_paths(metadata.task)
     if arguments.annotations is None:
+        refuse(arguments, "max_drop", why="--annotations, which AP is measured by")
         images = calibration_set(given, limit=ALL)
     elif arguments.images is None:
         raise InputError("--annotations needs the folder of their images: give it with --images")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -108,3 +109,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "valid"):
         _write_split(root / split, json.loads(PHOTOS.read_text()))
     return root
+
+
+@pytest.fixture(scope="session")
+def onnx2tf_python() -> Path:
+    """The interpreter of the real onnx2tf."""
+    built = Path(__file__).parents[1] / ".venv-onnx2tf" / "bin" / "python"
+    found = Path(os.environ.get("ONNX2TF_PYTHON", built))
+    if not found.exists():
+        pytest.skip("no onnx2tf: run `make onnx2tf-venv`, or set ONNX2TF_PYTHON")
+    return found

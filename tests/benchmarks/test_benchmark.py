@@ -29,7 +29,7 @@ def report() -> Report:
     plan = Plan(PHOTOS, RUNS, fps=50.0, starts=2)
     advanced: list[None] = []
     found = measure(contenders, plan, advance=lambda: advanced.append(None))
-    assert len(advanced) == plan.warm_up + RUNS
+    assert len(advanced) == plan.rounds == 2 * plan.warm_up + RUNS
     return found
 
 
@@ -61,6 +61,25 @@ def test_starts_and_memory_are_its_own(report: Report) -> None:
     assert nothing.mb is None
 
 
+@pytest.mark.parametrize("runs", [1, 5])
+def test_processes_share_the_rounds_and_take_turns_at_being_first(
+    monkeypatch: pytest.MonkeyPatch, runs: int
+) -> None:
+    started: list[str] = []
+
+    class Noted(Running):
+        def __init__(self, contender: Contender, first: Path) -> None:
+            started.append(contender.name)
+            super().__init__(contender, first)
+
+    monkeypatch.setattr("benchmarks.measure.Running", Noted)
+    contenders = [Contender(name, "benchmarks.nothing") for name in "abc"]
+    found = measure(contenders, Plan(PHOTOS, runs, starts=2), advance=int)
+    assert started == ["a", "b", "c", "b", "c", "a"]
+    assert [one.latency.n for one in found.results] == [runs] * 3
+    assert [len(one.starts) for one in found.results] == [2] * 3
+
+
 def test_only_what_a_contender_can_do_is_asked(report: Report) -> None:
     model, nothing = report.results
     assert model.pipelined_fps == pytest.approx(np.median(model.samples.pipelined_fps))
@@ -73,7 +92,7 @@ def test_only_what_a_contender_can_do_is_asked(report: Report) -> None:
 
 def test_the_report_says_how_it_was_made(report: Report) -> None:
     assert report.settings["image_sizes"] == ["640x480"]
-    assert (report.settings["runs"], report.settings["warm_up"]) == (RUNS, RUNS)
+    assert (report.settings["runs"], report.settings["warm_up"]) == (RUNS, 2)
     about = report.results[0].about
     assert (about["precision"], about["provider"], about["resolution"]) == (
         "fp32",

@@ -7,7 +7,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from benchmarks.precision import WEIGHTS, Photos, bccd_photos, plain_int8
+import benchmarks.precision
+from benchmarks.precision import WAYS, WEIGHTS, Photos, bccd_photos, plain_int8
+from exporters.tflite.onnx2tf import find_onnx2tf
 from rfdetr_edge import demo
 from rfdetr_edge.annotations import read_annotations
 
@@ -51,3 +53,17 @@ def test_plain_int8_is_small_and_breaks_on_outliers(photos: Photos, tmp_path: Pa
     assert outcome.drops["bbox"].reference > 0.5
     assert output.stat().st_size < 0.4 * source.stat().st_size
     assert outcome.agreement.disagreement > 0.1
+
+
+@pytest.mark.slow
+def test_a_tflite_keeps_what_it_finds_despite_outliers(
+    photos: Photos, onnx2tf_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks.precision, "WEIGHTS", {"outliers": WEIGHTS["outliers"]})
+    monkeypatch.setattr(benchmarks.precision, "WAYS", {"int8": WAYS["int8"]})
+    onnx2tf = find_onnx2tf(onnx2tf_python)
+    [row] = benchmarks.precision.measure(demo.model_path(), photos, onnx2tf)
+    assert (row["weights"], row["precision"]) == ("outliers", "int8")
+    assert row["ap_fp32"] > 0.5
+    assert row["drop_points"] < 1
+    assert row["size"] < 0.33

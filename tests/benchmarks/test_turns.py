@@ -13,7 +13,7 @@ from benchmarks.contender import Contender, Running, artifact_contenders
 from benchmarks.meters import Rapl
 from benchmarks.nothing import STAGES
 from benchmarks.overhead import NANO_MS, overhead, share
-from benchmarks.turns import take_turns
+from benchmarks.turns import joined, take_turns
 from rfdetr_edge import demo
 from rfdetr_edge.errors import BackendError, InputError
 
@@ -110,7 +110,9 @@ def test_energy_is_of_the_turns_that_count(monkeypatch: pytest.MonkeyPatch) -> N
     with Running(nothing, IMAGE) as x, Running(nothing, IMAGE) as y:
         assert take_turns([x], [IMAGE], 1, warm_up=0, advance=int).joules is None or Rapl()
         monkeypatch.setattr("benchmarks.turns.Rapl", _Meter)
-        assert take_turns([x, y], [IMAGE], 3, warm_up=5, advance=int).joules == [6.0, 6.0]
+        three = take_turns([x, y], [IMAGE], 3, warm_up=5, advance=int)
+        assert three.joules == [6.0, 6.0]
+        assert joined([three, three]).joules == [12.0, 12.0]
 
 
 def test_scenarios_are_asked_by_name(told: Running) -> None:

@@ -30,7 +30,6 @@ from rfdetr_edge.demo import model_path, photo_paths
 from rfdetr_edge.errors import ArtifactError
 from trainer.checkpoint import load_checkpoint
 
-REPOSITORY = Path(__file__).parents[2]
 # of the issue: dets 1e-5, labels 1e-3 on the reference kernels, dets 1e-3, labels 5e-2 on XNNPACK
 TOLERANCES = {
     "reference": {"dets": 1e-5, "labels": 1e-3, "masks": 1e-3, "keypoints": 1e-4},
@@ -298,15 +297,6 @@ def test_sigterm_ends_the_converter_and_leaves_nothing_behind(source, tmp_path):
         os.kill(int(begun.read_text()), 0)
 
 
-@pytest.fixture(scope="module")
-def python() -> Path:
-    """The real converter's interpreter."""
-    found = Path(os.environ.get("ONNX2TF_PYTHON", REPOSITORY / ".venv-onnx2tf" / "bin" / "python"))
-    if not found.exists():
-        pytest.skip("no onnx2tf: run `make onnx2tf-venv`, or set ONNX2TF_PYTHON")
-    return found
-
-
 def _kinds(path: Path) -> Counter[str]:
     """The operators of a file, and how many of its tensors have a rank above 4."""
     names = {value: name for name, value in vars(tflite_graphs.tfl.BuiltinOperator).items()}
@@ -333,10 +323,10 @@ def _assert_equal(source: Path, path: Path, feeds: dict[str, np.ndarray]) -> Non
             )
 
 
-def test_onnx2tf_converts_what_we_export(tmp_path, python):
+def test_onnx2tf_converts_what_we_export(tmp_path, onnx2tf_python):
     source = tmp_path / "model.onnx"
     export_onnx(small_checkpoint("keypoint"), source, images=None)
-    assert _export(source, python, "--no-verify") == 0
+    assert _export(source, onnx2tf_python, "--no-verify") == 0
     _assert_equal(source, tmp_path / "model.tflite", _image((64, 64)))
     kinds = _kinds(tmp_path / "model.tflite")
     assert kinds["FULLY_CONNECTED"] >= 20
@@ -350,21 +340,21 @@ def _image(shape: tuple[int, int]) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow  # a minute each
 @pytest.mark.parametrize("task", ["detection", "segmentation", "keypoint"])
-def test_the_embedded_models_convert(tmp_path, python, task):
+def test_the_embedded_models_convert(tmp_path, onnx2tf_python, task):
     """LiteRT without XNNPACK would get the keypoints wrong, were nothing copied."""
     source = tmp_path / "model.onnx"
     source.write_bytes(model_path(task).read_bytes())
-    assert _export(source, python) == 0
+    assert _export(source, onnx2tf_python) == 0
     side = Detector(source).metadata.input.resolution
     _assert_equal(source, tmp_path / "model.tflite", _image(side))
 
 
 @pytest.mark.slow  # 4 minutes and 2 GB
-def test_nano_converts(tmp_path, python):
+def test_nano_converts(tmp_path, onnx2tf_python):
     weights = save_filled(tmp_path / "nano.pth", "nano", 91, None)
     source = tmp_path / "model.onnx"
     export_onnx(load_checkpoint(weights), source, images=None)
-    assert _export(source, python) == 0
+    assert _export(source, onnx2tf_python) == 0
     _assert_equal(source, tmp_path / "model.tflite", _image((384, 384)))
 
 

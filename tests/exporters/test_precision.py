@@ -54,6 +54,8 @@ def test_fp16_of_an_artifact_passes_the_gate_and_says_so(
     verify = ["verify", str(model_path()), str(output), "--images", str(annotated)]
     assert main([*verify, "--annotations", str(_ANNOTATIONS), "--max-drop", "1"]) == 0
     assert "keeps to" in capsys.readouterr().out
+    assert main([*verify, "--max-drop", "1"]) == 2
+    assert "--max-drop is for --annotations" in capsys.readouterr().err
 
 
 def test_int8_of_an_artifact_passes_the_gate_and_names_its_calibration(
