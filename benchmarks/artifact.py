@@ -55,7 +55,9 @@ class _Artifact:
     def __init__(self, path: Path, tuning: Tuning) -> None:
         session = open_session(path, tuning=tuning)
         self._tap = _Tap(session)
-        self._tuning = tuning
+        # LiteRT takes nothing else of it
+        is_onnx = path.suffix.lower() == ".onnx"
+        self._settings = str(tuning) if is_onnx else f"threads {tuning.threads}"
         # what the slots mean changes no time, so that files of other exporters run as well
         layout: Layout | None = "contiguous" if session.metadata_json is None else None
         self._detector = Detector.from_session(self._tap, class_layout=layout)
@@ -80,7 +82,7 @@ class _Artifact:
             "resolution": list(metadata.input.resolution),
             "batch": self._detector.batch_size,
             "provider": self._detector.provider,
-            "settings": str(self._tuning),
+            "settings": self._settings,
         }
 
     def scenarios(self) -> Mapping[str, Callable[..., Any]]:

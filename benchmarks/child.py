@@ -29,6 +29,7 @@ from benchmarks.protocol import Refused, Runner
 _DISTRIBUTIONS = {
     "rfdetr_edge": ("rfdetr-edge",),
     "numpy": ("numpy",),
+    "ai_edge_litert": ("ai-edge-litert",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "cv2": ("opencv-python-headless", "opencv-python"),
     "PIL": ("pillow",),

@@ -25,6 +25,7 @@ def machine(root: Path = ROOT) -> dict[str, Any]:
     facts: Mapping[str, Any] = {
         "board": board(root),
         "cpu": this_machine(root).cpu,
+        "vector": list(this_machine(root).vector),
         "cores": os.cpu_count(),
         "physical_cores": physical_cores(root),
         "affinity": affinity(),

@@ -8,6 +8,7 @@ other, which share the rounds, and another contender is started first each time.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ class Plan:
         return min(_WARM_UP, -(-self.runs // self.starts))
 
     @property
-    def shares(self) -> list[int]:
-        """Rounds of each process that count."""
-        return [len(range(start, self.runs, self.starts)) for start in range(self.starts)]
+    def shares(self) -> list[range]:
+        """The numbers of the rounds that count, of each process."""
+        edges = [self.runs * start // self.starts for start in range(self.starts + 1)]
+        return [range(*pair) for pair in pairwise(edges)]
 
     @property
     def rounds(self) -> int:
@@ -66,21 +68,22 @@ def measure(contenders: Sequence[Contender], plan: Plan, *, advance: Callable[[]
     """
     settings = _settings(plan)
     images = [path.resolve() for path in plan.images]
+    facts = machine()
     parts: list[Rounds] = []
     starts: list[list[Start]] = []
-    facts = machine()
-    with logged(TEGRASTATS) as tegra, logged(NVIDIA_SMI) as gpus:
+    logs: list[tuple[str, str]] = []
+    with ExitStack() as processes:
         for number, share in enumerate(plan.shares):
-            with ExitStack() as stack:
-                running = _started(contenders, number, images[0], stack)
-                starts.append([one.start for one in running])
+            processes.close()  # those before
+            running = _started(contenders, number, images[0], processes)
+            starts.append([one.start for one in running])
+            with logged(TEGRASTATS) as tegra, logged(NVIDIA_SMI) as gpus:
                 part = take_turns(running, images, share, warm_up=plan.warm_up, advance=advance)
-                parts.append(part)
-                if number == plan.starts - 1:
-                    by_contender = list(zip(*starts, strict=True))
-                    answers = _answers(running, by_contender, images, plan)
-        rounds = joined(parts)
-        facts |= said(rounds.moments, tegra(), gpus())
+                logs.append((tegra(), gpus()))
+            parts.append(part)
+        answers = _answers(running, list(zip(*starts, strict=True)), images, plan)
+    rounds = joined(parts)
+    facts |= said(rounds.moments, *map("".join, zip(*logs, strict=True)))
     results = [
         _result(one, plan, answer, number, rounds)
         for number, (one, answer) in enumerate(zip(contenders, answers, strict=True))
@@ -105,6 +108,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     sizes = {image_size(path) for path in plan.images}
     return {
         "runs": plan.runs,
+        "processes": plan.starts,
         "warm_up": plan.warm_up,
         "images": len(plan.images),
         "image_sizes": [f"{width}x{height}" for height, width in sorted(sizes)],
@@ -113,11 +117,11 @@ def _settings(plan: Plan) -> dict[str, Any]:
 
 
 def _started(
-    contenders: Sequence[Contender], first: int, image: Path, stack: ExitStack
+    contenders: Sequence[Contender], number: int, image: Path, stack: ExitStack
 ) -> list[Running]:
-    """A process of each, in their order; started from the `first` on, around to that before it."""
+    """A process of each, in their order; started from that number on, around to that before it."""
     count = len(contenders)
-    order = [(first + place) % count for place in range(count)]
+    order = [(number + place) % count for place in range(count)]
     running = {index: stack.enter_context(Running(contenders[index], image)) for index in order}
     return [running[index] for index in range(count)]
 

@@ -21,7 +21,7 @@ def overhead(turns: int = _TURNS) -> float:
     """Milliseconds of a turn of nothing, the median."""
     nowhere = Path()
     with Running(Contender("nothing", "benchmarks.nothing"), nowhere) as running:
-        rounds = take_turns([running], [nowhere], turns, warm_up=_WARM_UP, advance=_silent)
+        rounds = take_turns([running], [nowhere], range(turns), warm_up=_WARM_UP, advance=_silent)
     return float(np.median(rounds.spans)) * 1e3
 
 

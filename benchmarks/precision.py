@@ -193,10 +193,14 @@ def main() -> None:
     parser.add_argument("--onnx2tf-python", type=Path, help="try .tflite files, made with this")
     parser.add_argument("--json", type=Path, help="also write everything here")
     arguments = parser.parse_args()
+    onnx2tf = None
+    if arguments.onnx2tf_python is not None:
+        if arguments.model.suffix != ".onnx":
+            parser.error("--onnx2tf-python converts an .onnx; leave it out for a .tflite")
+        onnx2tf = find_onnx2tf(arguments.onnx2tf_python)
     with tempfile.TemporaryDirectory() as scratch:
         photos = bccd_photos(arguments.bccd, Path(scratch))
         rows = []
-        onnx2tf = arguments.onnx2tf_python and find_onnx2tf(arguments.onnx2tf_python)
         for row in measure(arguments.model, photos, onnx2tf):
             print(json.dumps(row), flush=True)
             rows.append(row)

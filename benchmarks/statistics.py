@@ -49,7 +49,7 @@ def ratio(samples: Samples, others: Samples) -> Ratio:
 
     Not the ratio of the medians: what slows a round down slows both, and divided round by round it
     falls out. Between two processes of one model on a crowded machine, the interval of this was
-    half as wide and held 1 more often (in 20 of 20 runs of 60 rounds, to 18).
+    half as wide.
     """
     ratios = samples / others
     return Ratio(float(np.median(ratios)), *median_interval(ratios))

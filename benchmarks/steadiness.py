@@ -31,7 +31,7 @@ def drift(samples: Samples) -> float | None:
 def doubts(names: Sequence[str], parts: Sequence[Rounds]) -> list[str]:
     """A line on each thing that was noticed; none of a steady run on a quiet machine.
 
-    parts: of the run, one after the other; what happens between them does not count.
+    parts: of the run, one after the other; what others do between them does not count.
     """
     rounds = joined(parts)
     return [

@@ -129,12 +129,13 @@ def _stages(results: Sequence[Result]) -> Columns:
     if _MODEL not in first.stages:
         return columns
 
-    def ratio_of_model(one: Result) -> Ratio | None:
-        if one is first or _MODEL not in one.stages:
-            return None
-        return ratio(*(np.array(each.samples.stages[_MODEL]) for each in (one, first)))
-
-    return {**columns, **_ratio(f"{_MODEL}: ratio", ratio_of_model)}
+    base = np.array(first.samples.stages[_MODEL])
+    ratios = {
+        one.name: ratio(np.array(one.samples.stages[_MODEL]), base)
+        for one in results[1:]
+        if _MODEL in one.stages
+    }
+    return {**columns, **_ratio(f"{_MODEL}: ratio", lambda one: ratios.get(one.name))}
 
 
 def _median(of: Callable[[Any], float]) -> Callable[[Result], str]:

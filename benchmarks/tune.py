@@ -2,8 +2,8 @@
 
 One setting after the other. A candidate differs from the best so far in one thing, and both take
 turns: a round opens one session, runs it a few times and closes it, then does the same with the
-other, in an order that changes from round to round. So there is never more than one session,
-whose threads and memory no other's run can meet. A slow moment of the machine hits both.
+other, in an order that changes from round to round. So there is never more than one session:
+none shares threads or memory with the one that is measured. A slow moment of the machine hits both.
 
 I/O binding is no candidate: ONNX Runtime hands its outputs over without a copy as it is (1.31), and
 binding them to arrays of our own took 0.98 to 1.02 of the time, with masks and without.

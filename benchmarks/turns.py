@@ -39,24 +39,25 @@ class Rounds:
 def take_turns(
     running: Sequence[Running],
     images: Sequence[Path],
-    runs: int,
+    numbers: range,
     *,
     warm_up: int,
     advance: Callable[[], None],
 ) -> Rounds:
     """Rounds in which every contender has one image; another one begins each round.
 
-    warm_up: rounds before those that count. advance: called after each round.
+    numbers: of the rounds that count, which say the image and who begins. warm_up: rounds before
+    them. advance: called after each round.
     """
     meter = Rapl()
-    for number in range(warm_up):
+    for number in range(numbers.start - warm_up, numbers.start):
         _round(running, images, number, meter)
         advance()
     rounds, spans = [], []
     used = _cpu_seconds(running)
     moments = [Moment.now()]
     looked = perf_counter()
-    for number in range(warm_up, warm_up + runs):
+    for number in numbers:
         begin = perf_counter()
         rounds.append(_round(running, images, number, meter))
         end = perf_counter()

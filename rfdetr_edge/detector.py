@@ -48,6 +48,8 @@ class Detector:
     device_preprocess: images go to the GPU as bytes and are preprocessed there, for `.engine`
         artifacts alone; float images are then refused. Opening takes the CUDA toolkit's nvcc.
 
+    Opening one lets glibc keep the memory of frames for the whole process (rfdetr_edge.heap).
+
     Raises ArtifactError, MetadataError, BackendError, BackendUnavailable or InputError; each says
     what to do next.
     """

@@ -6,7 +6,7 @@ _EXAMPLE = 31 << 20  # bytes; glibc learns from no block above 32 MiB
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what arrays of up to 31 MiB free, twice as much in all.
+    """Lets glibc keep what arrays of up to 31 MiB free, for the whole process.
 
     Else it hands a frame's memory back to the kernel at once, and the next frame gets it a page
     fault at a time: half of the time that decoding 1080p takes on a virtual machine. glibc's limits

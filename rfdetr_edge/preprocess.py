@@ -21,8 +21,8 @@ from rfdetr_edge.metadata import InputSpec
 
 Float32 = NDArray[np.float32]
 
-# Outputs that share a block: more waste products with zeros, fewer make too many calls. The fastest
-# of 4, 8, 16 and 32 for a 1080p frame with antialias.
+# Outputs of an axis that share a block: more waste products with zeros, fewer make too many calls.
+# The fastest of 4, 8, 16 and 32 for a 1080p frame with antialias.
 _ROWS, _COLUMNS = 8, 16
 # Blocks of output rows in one strip. A strip's arrays stay in the cache and in memory the process
 # already holds; those of a whole frame cost more in page faults than in arithmetic.
@@ -86,7 +86,7 @@ class Taps:
 
 
 def axis_taps(source: int, target: int, antialias: bool) -> Taps:
-    """The resize of an axis from `source` to `target` pixels, exactly as `preprocess` does it."""
+    """The resize of an axis from `source` to `target` pixels: `preprocess`'s, but for rounding."""
     outputs: list[tuple[NDArray[np.intp], Float32]] = []
     for span in _spans(target, _ROWS):
         inputs, weights = _weights(span, source, target, antialias)

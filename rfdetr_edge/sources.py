@@ -20,7 +20,7 @@ _LAST_CAMERA = 99  # above it digits are a mistyped file name
 class Frame:
     """One image and where it stands.
 
-    image: HxWx3 uint8 RGB.
+    image: HxWx3 uint8 RGB; a photo is a view of BGR pixels, to be copied before drawing on it.
     name: path, URL or camera it came from.
     index: its number within a video, from 0; 0 for a photo.
     time: seconds since the start of the video, None for a photo.

@@ -89,8 +89,8 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Where progress shows, and at once, instead of on stderr."""
-    for name in ("_DELAY", "_INTERVAL", "_TICK"):
-        monkeypatch.setattr(f"rfdetr_edge.progress.{name}", 0.001)
+    for name, seconds in {"_DELAY": 0.0, "_INTERVAL": 0.0, "_TICK": 0.001}.items():
+        monkeypatch.setattr(f"rfdetr_edge.progress.{name}", seconds)
     shown = Terminal()
     monkeypatch.setattr("rfdetr_edge.progress.sys", SimpleNamespace(stderr=shown))
     return shown

@@ -80,6 +80,11 @@ def test_processes_share_the_rounds_and_take_turns_at_being_first(
     assert [len(one.starts) for one in found.results] == [2] * 3
 
 
+def test_each_image_counts_as_often() -> None:
+    assert [list(share) for share in Plan(PHOTOS, 5, starts=2).shares] == [[0, 1], [2, 3, 4]]
+    assert [list(share) for share in Plan(PHOTOS, 1, starts=2).shares] == [[], [0]]
+
+
 def test_only_what_a_contender_can_do_is_asked(report: Report) -> None:
     model, nothing = report.results
     assert model.pipelined_fps == pytest.approx(np.median(model.samples.pipelined_fps))
@@ -92,7 +97,8 @@ def test_only_what_a_contender_can_do_is_asked(report: Report) -> None:
 
 def test_the_report_says_how_it_was_made(report: Report) -> None:
     assert report.settings["image_sizes"] == ["640x480"]
-    assert (report.settings["runs"], report.settings["warm_up"]) == (RUNS, 2)
+    settings = report.settings
+    assert (settings["runs"], settings["processes"], settings["warm_up"]) == (RUNS, 2, 2)
     about = report.results[0].about
     assert (about["precision"], about["provider"], about["resolution"]) == (
         "fp32",

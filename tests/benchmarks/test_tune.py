@@ -86,7 +86,7 @@ def test_every_setting_is_tried_and_its_figures_are_kept(artifact: Path) -> None
 def test_there_is_never_more_than_one_session(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads of one that is idle spin, and take the CPU from the one that is measured."""
+    """Else it would share threads and memory with the one that is measured."""
     alive: list[Session] = []
     opened: list[Tuning | None] = []
 

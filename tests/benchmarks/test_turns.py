@@ -72,7 +72,11 @@ def test_each_begins_a_round_in_turn_and_all_see_the_same(
         Running(Contender("y", "told", log, environment=environment), IMAGE) as y,
     ):
         rounds = take_turns(
-            [x, y], [first, second, third], 4, warm_up=1, advance=lambda: advanced.append(None)
+            [x, y],
+            [first, second, third],
+            range(1, 5),
+            warm_up=1,
+            advance=lambda: advanced.append(None),
         )
     seen = (tmp_path / "log").read_text().split()[2:]  # after the first image of each
     assert seen == [f"{name}.jpg" for name in "aabbccaabb"]
@@ -108,9 +112,9 @@ class _Meter:
 def test_energy_is_of_the_turns_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Contender("nothing", "benchmarks.nothing")
     with Running(nothing, IMAGE) as x, Running(nothing, IMAGE) as y:
-        assert take_turns([x], [IMAGE], 1, warm_up=0, advance=int).joules is None or Rapl()
+        assert take_turns([x], [IMAGE], range(1), warm_up=0, advance=int).joules is None or Rapl()
         monkeypatch.setattr("benchmarks.turns.Rapl", _Meter)
-        three = take_turns([x, y], [IMAGE], 3, warm_up=5, advance=int)
+        three = take_turns([x, y], [IMAGE], range(3), warm_up=5, advance=int)
         assert three.joules == [6.0, 6.0]
         assert joined([three, three]).joules == [12.0, 12.0]
 

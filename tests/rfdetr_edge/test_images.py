@@ -42,7 +42,9 @@ def test_every_8_bit_mode_becomes_the_rgb_that_pillow_sees(tmp_path, mode, kind)
     image = photo().convert(mode)
     path = tmp_path / f"image.{kind.lower()}"
     image.save(path)
-    np.testing.assert_array_equal(read_image(path, upright=True), image.convert("RGB"))
+    pixels = read_image(path, upright=True)
+    np.testing.assert_array_equal(pixels, image.convert("RGB"))
+    assert pixels.flags.c_contiguous
 
 
 def test_16_bit_grey_and_colour_keep_the_upper_byte():
