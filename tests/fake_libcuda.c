@@ -31,7 +31,7 @@ typedef struct { Work *first; uint64_t put, done; } Stream;
 typedef struct { Stream *stream; uint64_t end; } Event;
 
 static int the_context, the_module, the_function;
-static int live, retained;
+static _Atomic int live, retained; /* counted by threads that do not hold the GIL */
 static _Thread_local void *stack[DEEPEST];
 static _Thread_local int depth;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
